@@ -1,0 +1,381 @@
+"""Every table of a release, once: columns, types, units, descriptions, keys, paths.
+
+The writer, the verifier, the dataset card and the documentation read this module; nothing
+else states a column. It imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+WEIGHT_VIEWS = ("trained", "folded")
+"""`trained`: the checkpoint's weights. `folded`: multiplied by the scale of the BatchNorm that
+alone consumes the convolution's output, as the paper analysed them."""
+
+N_BINS = 70
+"""Bins of the coefficient histograms (paper section 3, divergence)."""
+
+N_DEPTH_BINS = 11
+"""Depth bin 0 is the first convolution; 1..10 are the right-closed deciles of conv_depth_norm."""
+
+FILTER_COLUMNS = tuple(f"w{row}{col}" for row in range(3) for col in range(3))
+"""The nine coefficients of a 3x3 slice, row-major: w00 w01 w02 w10 ... w22."""
+
+SCATTER_PAIRS = tuple((i, j) for i in range(9) for j in range(i, 9))
+"""Order of the 45 entries of a packed symmetric 9x9 matrix: the upper triangle, row by row."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type, one-sentence description, and whether it may be null."""
+
+    name: str
+    type: pa.DataType
+    description: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its columns in file order, its primary key, and what one row is."""
+
+    name: str
+    description: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema, without metadata."""
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.columns)
+
+
+_TEXT = pa.string()
+_LABEL = pa.dictionary(pa.int32(), pa.string())
+_VECTOR = pa.list_(pa.float64(), 9)
+
+_DATASET = Column("dataset", _LABEL, "Image data set: cifar10, cifar100 or imagenet.")
+_MODEL_ID = Column("model_id", _LABEL, "Model: {dataset}-{robust|standard}-{network}.")
+_WEIGHTS = Column(
+    "weights",
+    _LABEL,
+    "View of the weights: `trained` (the checkpoint's) or `folded` (times bn_scale, the paper's).",
+)
+
+
+def _coefficients(meaning: str) -> tuple[Column, ...]:
+    return tuple(
+        Column(name, pa.float32(), f"{meaning}, row {name[1]}, column {name[2]}.")
+        for name in FILTER_COLUMNS
+    )
+
+
+FILTERS = Table(
+    "filters",
+    "One row per 3x3 filter, sorted by (layer_index, out_channel, in_channel).",
+    ("model_id", "layer_index", "out_channel", "in_channel"),
+    (
+        _DATASET,
+        _MODEL_ID,
+        Column("layer_index", pa.int16(), "Index of the layer among the model's 3x3 layers."),
+        Column("out_channel", pa.int16(), "Index of the output channel."),
+        Column("in_channel", pa.int16(), "Index of the input channel, inside its group."),
+        *_coefficients("Trained weight"),
+        Column("linf", pa.float32(), "max |w| of the filter, trained: its scale."),
+        Column(
+            "bn_scale",
+            pa.float32(),
+            "gamma / sqrt(running_var + eps) of the BatchNorm folded in, 1 where there is none; "
+            "w * bn_scale in float32 is the filter the paper analysed.",
+        ),
+    ),
+)
+
+_LAYER_KEY = (
+    _DATASET,
+    _MODEL_ID,
+    Column("layer_index", pa.int16(), "Order of execution among the model's 3x3 layers, from 0."),
+    Column("layer", _TEXT, "Dotted module path, e.g. layer1.0.conv1."),
+)
+
+LAYER_GRAPH = (
+    Column("conv_depth", pa.int16(), "Rank of the longest path from the input, among all convolutions."),
+    Column("conv_depth_norm", pa.float64(), "conv_depth / (number of distinct depths - 1), 0 to 1."),
+    Column("depth_bin", pa.int16(), "0: first convolution; 1..10: deciles (0,0.1] ... (0.9,1]."),
+    Column("out_channels", pa.int32(), "Number of output channels."),
+    Column("in_channels", pa.int32(), "Number of input channels inside a group."),
+    Column("groups", pa.int32(), "Groups of the convolution."),
+    Column("stride", pa.int16(), "Stride along the rows."),
+    Column("n_filters", pa.int64(), "3x3 filters: out_channels * in_channels."),
+    Column("bn_layer", _TEXT, "Module path of the BatchNorm folded in; null where none.", True),
+)
+"""Columns of `layers` that need no weights."""
+
+LAYERS = Table(
+    "layers",
+    "One row per 3x3 layer and weights view: where the layer sits, and its reference metrics.",
+    ("model_id", "layer_index", "weights"),
+    (
+        *_LAYER_KEY,
+        _WEIGHTS,
+        *LAYER_GRAPH,
+        Column("layer_linf", pa.float64(), "Largest |weight| of the layer.", True),
+        Column("n_sparse", pa.int64(), "Filters with max |w| <= layer_linf / 100.", True),
+        Column("sparsity", pa.float64(), "n_sparse / n_filters, 0 to 1.", True),
+        Column(
+            "variance_entropy",
+            pa.float64(),
+            "Entropy (base 10) of the explained variance ratios of the non-sparse filters, each "
+            "divided by its own max |w|; 0 to 0.954.",
+            True,
+        ),
+        Column(
+            "variance_entropy_norm",
+            pa.float64(),
+            "variance_entropy / T(n), T the random-filter threshold of torchconvquality at the "
+            "number of non-sparse filters; null where T <= 0.",
+            True,
+        ),
+        Column(
+            "variance_entropy_raw",
+            pa.float64(),
+            "Entropy of all filters, unscaled (torchconvquality's variance_entropy).",
+            True,
+        ),
+        Column(
+            "variance_entropy_raw_norm",
+            pa.float64(),
+            "variance_entropy_raw / T(n_filters) (torchconvquality's variance_entropy_norm).",
+            True,
+        ),
+        Column(
+            "variance_entropy_raw_clean",
+            pa.float64(),
+            "Entropy of the non-sparse filters, unscaled (variance_entropy_clean there).",
+            True,
+        ),
+        Column(
+            "variance_entropy_raw_clean_norm",
+            pa.float64(),
+            "variance_entropy_raw_clean / T(n) (variance_entropy_clean_norm there).",
+            True,
+        ),
+        Column(
+            "orthogonality",
+            pa.float64(),
+            "1 - sum |W W^T - I| / (n (n - 1)), rows of W the flattened, L2-normalised output "
+            "channels; null for one channel.",
+            True,
+        ),
+        Column("norm_l1", pa.float64(), "Mean L1 norm of the layer's filters.", True),
+        Column("norm_l2", pa.float64(), "Mean L2 norm of the layer's filters.", True),
+        Column(
+            "explained_variance_ratio",
+            _VECTOR,
+            "Explained variance ratios of the scaled non-sparse filters, descending; zeros where "
+            "they do not vary.",
+            True,
+        ),
+        Column("mean", _VECTOR, "Mean scaled non-sparse filter, row-major.", True),
+        Column(
+            "scatter",
+            pa.list_(pa.float64(), 45),
+            "Sum over the scaled non-sparse filters of (x - mean)(x - mean)^T: upper triangle, "
+            "row by row. With `mean` and the count, what PCA bases are merged from.",
+            True,
+        ),
+    ),
+)
+
+MODELS = Table(
+    "models",
+    "One row per model: what it is, where its weights came from, and its metrics.",
+    ("model_id",),
+    (
+        _MODEL_ID,
+        Column("network", _TEXT, "Name of the network: RobustBench's model id, or timm's."),
+        _DATASET,
+        Column("robust", pa.bool_(), "Adversarially trained (true) or standard (false)."),
+        Column("threat_model", _TEXT, "Threat model trained against, e.g. Linf.", True),
+        Column("eps", _TEXT, "Size of the perturbation trained against, as a fraction.", True),
+        Column("architecture", _TEXT, "Architecture, e.g. WideResNet-28-10."),
+        Column("clean_acc", pa.float64(), "Clean accuracy, percent.", True),
+        Column("autoattack_acc", pa.float64(), "Accuracy under AutoAttack, percent.", True),
+        Column("extra_data", pa.bool_(), "Trained with additional data.", True),
+        Column("title", _TEXT, "Title of the paper.", True),
+        Column("authors", _TEXT, "Authors of the paper.", True),
+        Column("venue", _TEXT, "Where it appeared.", True),
+        Column("year", pa.int16(), "When it appeared.", True),
+        Column("paper_url", _TEXT, "Link to the paper.", True),
+        Column("license", _TEXT, "Licence of the checkpoint; null where unknown.", True),
+        Column("constructor", _TEXT, "What builds the architecture, e.g. timm:resnet50."),
+        Column("source", _TEXT, "Kind of source: robustbench, zenodo, timm, embedded, file, ..."),
+        Column("source_url", _TEXT, "Address of the checkpoint, as the cohort gives it.", True),
+        Column("checkpoint_sha256", _TEXT, "SHA-256 of the checkpoint file(s).", True),
+        Column("checkpoint_bytes", pa.int64(), "Bytes of the checkpoint file(s).", True),
+        Column("n_params", pa.int64(), "Parameters of the network."),
+        Column("n_layers", pa.int32(), "3x3 layers that run."),
+        Column("n_filters", pa.int64(), "3x3 filters that run."),
+        Column("filters_hash", _TEXT, "Content hash of the model's filters.", True),
+        Column(
+            "same_filters_as",
+            _LABEL,
+            "First model of the release with identical filters; null where this one is first.",
+            True,
+        ),
+        *(
+            Column(name + suffix, type_, f"{text} ({view} weights).", True)
+            for view, suffix in (("folded", ""), ("trained", "_trained"))
+            for name, type_, text in (
+                ("n_sparse", pa.int64(), "Sparse filters, all layers"),
+                ("sparsity", pa.float64(), "n_sparse / n_filters"),
+                (
+                    "variance_entropy",
+                    pa.float64(),
+                    "Mean over layers, weighted by non-sparse filters",
+                ),
+                ("orthogonality", pa.float64(), "Mean over layers, weighted by out_channels"),
+            )
+        ),
+    ),
+)
+
+PAIRS = Table(
+    "pairs",
+    "One row per robust model and the standard model it is compared with.",
+    ("robust_model_id",),
+    (
+        Column("robust_model_id", _TEXT, "The robust member."),
+        Column("standard_model_id", _TEXT, "The standard member; shared by several pairs."),
+        _DATASET,
+        Column("architecture", _TEXT, "Architecture of both."),
+    ),
+)
+
+PCA = Table(
+    "pca",
+    "One row per basis, weights view and component: PCA of scaled non-sparse filters.",
+    ("basis", "weights", "component"),
+    (
+        Column("basis", _TEXT, "A model_id, or a union: `full`, `robust` or `standard`."),
+        _WEIGHTS,
+        Column("component", pa.int16(), "0 (largest variance) to 8."),
+        Column("n_samples", pa.int64(), "Filters the basis is fitted on."),
+        Column("explained_variance", pa.float64(), "Variance along the component (n - 1).", True),
+        Column("explained_variance_ratio", pa.float64(), "Share of the total variance.", True),
+        Column(
+            "direction",
+            _VECTOR,
+            "Unit vector, row-major; its entry of largest magnitude is positive.",
+            True,
+        ),
+        Column("mean", _VECTOR, "Mean filter of the basis, row-major.", True),
+    ),
+)
+
+HISTOGRAMS = Table(
+    "histograms",
+    "One row per model, depth bin, component and bin: coefficients of the folded, scaled "
+    "non-sparse filters on the full basis.",
+    ("model_id", "depth_bin", "component", "bin"),
+    (
+        _DATASET,
+        _MODEL_ID,
+        Column("depth_bin", pa.int16(), "Depth bin of the layers counted."),
+        Column("component", pa.int16(), "Component of the full basis, 0 to 8."),
+        Column("bin", pa.int16(), "0 to 69: equal bins over [min, max] of all coefficients."),
+        Column("bin_low", pa.float64(), "Lower edge of the bin."),
+        Column("bin_high", pa.float64(), "Upper edge of the bin."),
+        Column("n", pa.int64(), "Filters whose coefficient falls in the bin."),
+    ),
+)
+
+FIRST_LAYER = Table(
+    "first_layer",
+    "One row per model, perturbation and output channel of the first convolution (channel null: "
+    "the whole layer): how much of an Linf perturbation passes.",
+    ("model_id", "layer", "perturbation", "out_channel"),
+    (
+        _DATASET,
+        _MODEL_ID,
+        Column("layer", _TEXT, "Module path of the first convolution."),
+        Column("perturbation", _LABEL, "`random` (signs) or `pgd` (of the model itself)."),
+        Column("out_channel", pa.int16(), "Output channel; null: all channels together.", True),
+        Column("eps", pa.float64(), "Linf radius in units of the [0, 1] image."),
+        Column("n_images", pa.int32(), "Natural images averaged over."),
+        Column(
+            "response_pre",
+            pa.float64(),
+            "Relative perturbation before the activation over that of the input; null: the channel "
+            "is constant.",
+            True,
+        ),
+        Column(
+            "response_post",
+            pa.float64(),
+            "The same behind the activation; null: the channel is constant.",
+            True,
+        ),
+        Column(
+            "activation_pass",
+            pa.float64(),
+            "RMS of the change behind the activation over RMS of the change before it.",
+            True,
+        ),
+    ),
+)
+
+PAPER = Table(
+    "paper",
+    "One row per published value.",
+    ("finding", "keys", "source"),
+    (
+        Column("finding", _LABEL, "Which finding the value belongs to."),
+        Column("keys", _TEXT, "What distinguishes the value inside its finding: k=v, ..."),
+        Column("value", pa.float64(), "The published value.", True),
+        Column("source", _TEXT, "Where it stands in the paper or its repository."),
+        Column("method", _LABEL, "How it was obtained: printed, table, figure, computed."),
+        Column("precision", pa.float64(), "Absolute uncertainty of `value`.", True),
+        Column("note", _TEXT, "Known slip or caveat.", True),
+    ),
+)
+
+TABLES = {
+    t.name: t
+    for t in (FILTERS, LAYERS, MODELS, PAIRS, PCA, HISTOGRAMS, FIRST_LAYER, PAPER)
+}
+
+SMALL_TABLES = tuple(name for name in TABLES if name != "filters")
+"""The tables that are one file, data/{name}.parquet."""
+
+MANIFEST = "manifest.json"
+
+
+def table_path(name: str) -> str:
+    """Path of a small table inside a release, with forward slashes."""
+    return f"data/{name}.parquet"
+
+
+def filters_path(dataset: str, model_id: str) -> str:
+    """Path of one model's filters inside a release, with forward slashes."""
+    return f"data/filters/dataset={dataset}/{model_id}.parquet"
+
+
+def model_id(dataset: str, robust: bool, network: str) -> str:
+    """Primary key of a model, usable as a file name."""
+    return f"{dataset}-{'robust' if robust else 'standard'}-{network}"
+
+
+def filter_files(release: Path) -> list[Path]:
+    """Every filter file of a release folder, sorted."""
+    return sorted((release / "data" / "filters").glob("dataset=*/*.parquet"))
