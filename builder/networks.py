@@ -80,7 +80,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_act = F.relu(self.bn1(x))
         skip: Tensor = x if self.shortcut is None else self.shortcut(x_act)
-        return skip + self.conv2(F.relu(self.bn2(self.conv1(x_act))))
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(x_act))))
+        return skip + out
 
 
 def _stage(
