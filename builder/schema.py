@@ -109,8 +109,12 @@ _LAYER_KEY = (
 )
 
 LAYER_GRAPH = (
-    Column("conv_depth", pa.int16(), "Rank of the longest path from the input, among all convolutions."),
-    Column("conv_depth_norm", pa.float64(), "conv_depth / (number of distinct depths - 1), 0 to 1."),
+    Column(
+        "conv_depth", pa.int16(), "Rank of the longest path from the input, among all convolutions."
+    ),
+    Column(
+        "conv_depth_norm", pa.float64(), "conv_depth / (number of distinct depths - 1), 0 to 1."
+    ),
     Column("depth_bin", pa.int16(), "0: first convolution; 1..10: deciles (0,0.1] ... (0.9,1]."),
     Column("out_channels", pa.int32(), "Number of output channels."),
     Column("in_channels", pa.int32(), "Number of input channels inside a group."),
@@ -223,7 +227,9 @@ MODELS = Table(
         Column("source_url", _TEXT, "Address of the checkpoint, as the cohort gives it.", True),
         Column("checkpoint_sha256", _TEXT, "SHA-256 of the checkpoint file(s).", True),
         Column("checkpoint_bytes", pa.int64(), "Bytes of the checkpoint file(s).", True),
-        Column("n_params", pa.int64(), "Parameters of the network."),
+        Column(
+            "n_params", pa.int64(), "Parameters of the network; null where it was not built.", True
+        ),
         Column("n_layers", pa.int32(), "3x3 layers that run."),
         Column("n_filters", pa.int64(), "3x3 filters that run."),
         Column("filters_hash", _TEXT, "Content hash of the model's filters.", True),
@@ -337,23 +343,44 @@ FIRST_LAYER = Table(
 
 PAPER = Table(
     "paper",
-    "One row per published value.",
-    ("finding", "keys", "source"),
+    "One row per published value; a null key means: not split by it.",
     (
-        Column("finding", _LABEL, "Which finding the value belongs to."),
-        Column("keys", _TEXT, "What distinguishes the value inside its finding: k=v, ..."),
-        Column("value", pa.float64(), "The published value.", True),
-        Column("source", _TEXT, "Where it stands in the paper or its repository."),
-        Column("method", _LABEL, "How it was obtained: printed, table, figure, computed."),
-        Column("precision", pa.float64(), "Absolute uncertainty of `value`.", True),
+        "finding",
+        "metric",
+        "reading",
+        "dataset",
+        "kind",
+        "architecture",
+        "model_id",
+        "depth_bin",
+        "component",
+        "entry",
+    ),
+    (
+        Column("finding", _LABEL, "The query that compares with it, e.g. sparsity_by_depth."),
+        Column("metric", _LABEL, "What was measured, e.g. sparsity, median, divergence."),
+        Column("reading", _LABEL, "Which of several readings, e.g. `pairs` or `distinct`.", True),
+        Column("dataset", _LABEL, "Image data set; null: all together.", True),
+        Column("kind", _LABEL, "Models counted: robust, standard, or full (both).", True),
+        Column("architecture", _LABEL, "Architecture.", True),
+        Column("model_id", _LABEL, "Model.", True),
+        Column("depth_bin", pa.int16(), "Depth bin, as in `layers`.", True),
+        Column("component", pa.int16(), "Principal component, 0 to 8.", True),
+        Column("entry", pa.int16(), "Entry of a 3x3 filter, row-major, 0 to 8.", True),
+        Column("value", pa.float64(), "The published value."),
+        Column(
+            "precision",
+            pa.float64(),
+            "Absolute uncertainty of `value`: 0 for counts; else rounding or digitisation, and "
+            "no less than what another order of summation may change.",
+        ),
+        Column("method", _LABEL, "printed, table, figure (digitised) or computed (from tables)."),
+        Column("source", _LABEL, "Where it stands in the authors' repository."),
         Column("note", _TEXT, "Known slip or caveat.", True),
     ),
 )
 
-TABLES = {
-    t.name: t
-    for t in (FILTERS, LAYERS, MODELS, PAIRS, PCA, HISTOGRAMS, FIRST_LAYER, PAPER)
-}
+TABLES = {t.name: t for t in (FILTERS, LAYERS, MODELS, PAIRS, PCA, HISTOGRAMS, FIRST_LAYER, PAPER)}
 
 SMALL_TABLES = tuple(name for name in TABLES if name != "filters")
 """The tables that are one file, data/{name}.parquet."""
