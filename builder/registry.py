@@ -91,8 +91,8 @@ class Cohort:
             if not hit:
                 raise UsageError(
                     f"no model of cohort '{self.name}' matches {part!r}.",
-                    hint=f"`builder plan --cohort {self.name}` lists the {len(self.models)} models, "
-                    f"e.g. {self.models[0].model_id}.",
+                    hint=f"`builder plan --cohort {self.name}` lists all {len(self.models)}, e.g. "
+                    f"{self.models[0].model_id}.",
                 )
             kept |= hit
         return Cohort(self.name, tuple(m for m in self.models if m.model_id in kept))
