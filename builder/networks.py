@@ -177,12 +177,8 @@ def preact_resnet18_w16() -> PreActResNet:
     return PreActResNet(16)
 
 
-def preact_resnet18_w32() -> PreActResNet:
-    return PreActResNet(32)
-
-
-def wide_resnet_16_2() -> WideResNet:
-    return WideResNet(16, 2)
+def wide_resnet_10_2() -> WideResNet:
+    return WideResNet(10, 2)
 
 
 def wide_resnet_16_4() -> WideResNet:

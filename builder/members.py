@@ -1,0 +1,247 @@
+"""The mini zoo's members: their recipes, and training each into weights and a card.
+
+A member is `builder/zoo/NAME.safetensors` (float32) and `NAME.json`, its card: recipe, accuracies,
+images, hardware, time and digest. The card is written last; a member with a card is finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import hashlib
+import importlib
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from builder.attack import PGD20, accuracy
+from builder.errors import BuilderError, UsageError
+from builder.images import Images, load_images
+from builder.registry import ModelSpec
+from builder.release import file_sha256, write_atomic
+from builder.train import Progress, Recipe, initialise, train, uses_bf16
+
+ATTACKED_IMAGES = 2000
+"""Test images, from the first, that `pgd20_acc` is measured on."""
+
+COUNTERPART = {
+    "epochs": 30,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "seed": 0,
+}
+"""Recipe of a standard counterpart: the paper's in spirit, with one cycle instead of steps."""
+
+_PARSE: dict[str, Callable[[str], Any]] = {
+    "epochs": int,
+    "batch_size": int,
+    "lr": float,
+    "weight_decay": float,
+    "seed": int,
+    "pgd_steps": int,
+}
+
+
+def zoo_folder() -> Path:
+    """Where the recipes and the members lie."""
+    return Path(str(files("builder") / "zoo"))
+
+
+def read_recipes(path: Path | None = None) -> tuple[Recipe, ...]:
+    """The recipes of a CSV, one member a line; by default the mini zoo's.
+
+    Raises:
+        UsageError: unreadable file, wrong columns or a wrong value.
+    """
+    path = path or zoo_folder() / "recipes.csv"
+    columns = tuple(f.name for f in fields(Recipe))
+    try:
+        with path.open(newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f)
+            header = reader.fieldnames or ()
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise UsageError(f"cannot read the recipes {path}: {e}.") from None
+    if set(header) != set(columns):
+        raise UsageError(
+            f"{path}: expected the columns {', '.join(columns)}; found {', '.join(header)}."
+        )
+    return tuple(_parse(row, f"{path}: row {i}") for i, row in enumerate(rows, start=2))
+
+
+def _parse(row: dict[str, str], where: str) -> Recipe:
+    values: dict[str, Any] = {}
+    for column, text in row.items():
+        try:
+            values[column] = _PARSE.get(column, str)((text or "").strip())
+        except ValueError:
+            raise UsageError(f"{where}: column '{column}' is {text!r}: not a number.") from None
+    recipe = Recipe(**values)
+    sizes = [recipe.eps, recipe.pgd_step_size]
+    try:
+        sound = all(Fraction(s) > 0 for s in sizes) if recipe.robust else sizes == ["", ""]
+    except (ValueError, ZeroDivisionError):
+        sound = False
+    if not sound:
+        raise UsageError(
+            f"{where}: with pgd_steps above 0, eps and pgd_step_size are fractions such as 8/255; "
+            f"with 0 they are empty. Found {recipe.pgd_steps}, {sizes[0]!r}, {sizes[1]!r}."
+        )
+    if recipe.epochs < 1 or recipe.batch_size < 2 or recipe.lr <= 0 or recipe.weight_decay < 0:
+        raise UsageError(
+            f"{where}: expected epochs >= 1, batch_size >= 2, lr > 0 and weight_decay >= 0."
+        )
+    return recipe
+
+
+def select(recipes: tuple[Recipe, ...], only: str | None) -> tuple[Recipe, ...]:
+    """The recipes whose name matches a shell pattern; all for None.
+
+    Raises:
+        UsageError: none matches.
+    """
+    chosen = tuple(r for r in recipes if only is None or fnmatch.fnmatchcase(r.name, only))
+    if not chosen:
+        raise UsageError(
+            f"no member of the mini zoo matches {only!r}.",
+            hint="expected " + ", ".join(r.name for r in recipes),
+        )
+    return chosen
+
+
+def counterpart(spec: ModelSpec, **changes: Any) -> Recipe:
+    """The recipe of a cohort entry's standard counterpart: same constructor, no attack.
+
+    Args:
+        spec: the cohort's entry, robust or standard.
+        changes: fields of `Recipe` to use instead of `COUNTERPART`'s.
+    """
+    network = spec.standard_network or spec.network
+    return Recipe(
+        name=f"{spec.dataset}-standard-{network}",
+        constructor=spec.constructor,
+        architecture=spec.architecture,
+        dataset=spec.dataset,
+        **{**COUNTERPART, **changes},
+    )
+
+
+def build_network(constructor: str) -> nn.Module:
+    """Call a `module:function` constructor."""
+    module, _, function = constructor.partition(":")
+    network: nn.Module = getattr(importlib.import_module(module), function)()
+    return network
+
+
+def train_member(
+    recipe: Recipe,
+    *,
+    data: str | None,
+    out: Path,
+    device: torch.device,
+    build: Callable[[str], nn.Module] = build_network,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Train one recipe to `out/NAME.safetensors` and its card; returns the card.
+
+    Resumes from `out/NAME.checkpoint`. A finished member with the same recipe is left alone,
+    unless `force`.
+
+    Args:
+        data: see `builder.images.load_images`.
+        build: makes the network from the recipe's constructor.
+
+    Raises:
+        UsageError: no images, or a checkpoint or card of another recipe.
+    """
+    weights, card_file = out / f"{recipe.name}.safetensors", out / f"{recipe.name}.json"
+    checkpoint = out / f"{recipe.name}.checkpoint"
+    if force:
+        for file in (card_file, weights, checkpoint):
+            file.unlink(missing_ok=True)
+    if card_file.exists():
+        return _finished(card_file, recipe)
+    images = load_images(data, recipe.dataset, "train")
+    test = load_images(data, recipe.dataset, "test")
+    model = initialise(recipe, lambda: build(recipe.constructor))
+    seconds = train(recipe, model, images, checkpoint=checkpoint, device=device, on_step=on_step)
+    card = {
+        "name": recipe.name,
+        "recipe": asdict(recipe),
+        **evaluate(model, test, device),
+        "images": {
+            "dataset": recipe.dataset,
+            "encoding": images.encoding,
+            "train": len(images),
+            "test": len(test),
+            "pixels_sha256": hashlib.sha256(images.pixels.tobytes()).hexdigest(),
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_seconds": round(seconds),
+        "hardware": _hardware(device),
+        "precision": "bfloat16 autocast" if uses_bf16(device) else "float32",
+        "torch": torch.__version__,
+        "license": "MIT",
+        **_store(model, weights),
+    }
+    write_atomic(card_file, (json.dumps(card, indent=1) + "\n").encode())
+    checkpoint.unlink(missing_ok=True)
+    return card
+
+
+def evaluate(model: nn.Module, test: Images, device: torch.device) -> dict[str, Any]:
+    """Clean accuracy on all test images and PGD-20 accuracy on the first `ATTACKED_IMAGES`."""
+    pixels = torch.from_numpy(test.pixels).to(device)
+    labels = torch.from_numpy(test.labels).to(device)
+    n = min(ATTACKED_IMAGES, len(test))
+    return {
+        "clean_acc": round(accuracy(model, pixels, labels), 2),
+        "pgd20_acc": round(accuracy(model, pixels[:n], labels[:n], attack=PGD20), 2),
+        "pgd20": {**asdict(PGD20), "images": n},
+    }
+
+
+def _store(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Write the weights; returns the card's facts about the file."""
+    from safetensors.torch import save
+
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    write_atomic(path, save(state))
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _finished(card_file: Path, recipe: Recipe) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(card_file.read_bytes())
+        weights = card_file.with_name(card["file"])
+        if card["recipe"] == asdict(recipe) and card["sha256"] == file_sha256(weights):
+            return card
+    except (OSError, ValueError, KeyError):
+        pass
+    raise BuilderError(
+        f"{card_file} is of another recipe, or its weights are damaged.",
+        hint="train with --force to replace it, or to another folder.",
+    )
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
