@@ -42,8 +42,8 @@ Row = dict[str, Any]
 
 def read_published(name: str) -> list[dict[str, str]]:
     """Rows of builder/paper/{name}.csv, as text."""
-    with (files("builder") / "paper" / f"{name}.csv").open(encoding="utf-8", newline="") as f:
-        return list(csv.DictReader(f))
+    text = (files("builder") / "paper" / f"{name}.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
 def _values() -> Iterator[Row]:

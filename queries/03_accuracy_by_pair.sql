@@ -1,0 +1,20 @@
+-- title: Accuracies of every pair
+-- finding: Every robust model is less accurate on clean images than its standard counterpart.
+-- paper: model_stats.ipynb cell 17 (meta.csv)
+-- expect: clean_loss above 0 nearly everywhere
+-- note: The cohort lists the published accuracies (percent); never measured is null. RobustBench has
+--       since changed those of Sehwag2021Proxy and Sehwag2021Proxy_R18.
+select
+    p.dataset,
+    p.architecture,
+    r.network as robust_network,
+    s.network as standard_network,
+    s.clean_acc as standard_clean_acc,
+    s.autoattack_acc as standard_autoattack_acc,
+    r.clean_acc as robust_clean_acc,
+    r.autoattack_acc as robust_autoattack_acc,
+    s.clean_acc - r.clean_acc as clean_loss
+from pairs as p
+inner join models as r on p.robust_model_id = r.model_id
+inner join models as s on p.standard_model_id = s.model_id
+order by p.dataset asc, r.autoattack_acc desc nulls last, p.robust_model_id asc

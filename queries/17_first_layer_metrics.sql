@@ -1,0 +1,67 @@
+-- title: Metrics of the first layer
+-- finding: First layers of robust models are sparser (0.12 against 0.02) and less diverse on CIFAR-10.
+-- paper: plots/metrics_normal_vs_robust.pdf, plots/entropy_normal_vs_robust.pdf, first bins
+-- expect: sparsity of robust above standard, variance entropy below
+-- note: Mean over pairs of the first convolution, so none on ImageNet (7x7 there).
+with members as (
+    select
+        dataset,
+        'robust' as kind,
+        robust_model_id as pair,
+        robust_model_id as model_id
+    from pairs
+    union all
+    select
+        dataset,
+        'standard' as kind,
+        robust_model_id as pair,
+        standard_model_id as model_id
+    from pairs
+),
+
+-- An ensemble has one first convolution per member: each model gets one value, as in the depth figures.
+per_member as (
+    select
+        m.dataset,
+        m.kind,
+        m.pair,
+        sum(l.n_sparse) / sum(l.n_filters) as sparsity,
+        sum(l.variance_entropy * (l.n_filters - l.n_sparse))
+        / sum(l.n_filters - l.n_sparse) as variance_entropy,
+        sum(l.orthogonality * l.out_channels) / sum(l.out_channels) as orthogonality
+    from members as m
+    inner join layers as l on m.model_id = l.model_id
+    where l.weights = 'folded' and l.depth_bin = 0
+    group by all
+),
+
+per_kind as (
+    select
+        dataset,
+        kind,
+        count(*) as pairs,
+        unnest(['sparsity', 'variance_entropy', 'orthogonality']) as metric,
+        unnest([avg(sparsity), avg(variance_entropy), avg(orthogonality)]) as mean
+    from per_member
+    group by dataset, kind
+)
+
+select
+    k.dataset,
+    k.metric,
+    k.kind,
+    k.pairs,
+    k.mean,
+    p.value as published,
+    k.mean - p.value as difference,
+    abs(k.mean - p.value) <= p.precision as within
+from per_kind as k
+left join paper as p
+    on
+        p.finding = k.metric || '_by_depth'
+        and p.metric = 'mean'
+        and p.depth_bin = 0
+        and coalesce(p.reading, '') <> 'layers alike'
+        and k.dataset = p.dataset
+        and k.kind = p.kind
+order by k.dataset, k.metric, k.kind
