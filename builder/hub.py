@@ -1,0 +1,178 @@
+"""The Hugging Face Hub: addresses, files, errors. huggingface_hub is imported on first use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.errors import NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, HfFileSystem
+
+SCHEME = "hf://datasets/"
+_ID = r"[\w.-]+/[\w.-]+"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dataset repository on the Hub, at a revision (None: its main branch)."""
+
+    repo_id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
+
+
+def is_address(text: str) -> bool:
+    """Whether a text names a Hub repository rather than a folder.
+
+    hf:// always does; "org/name" does unless there is such a path here.
+    """
+    if text.startswith("hf://"):
+        return True
+    return re.fullmatch(rf"{_ID}(@\S+)?", text) is not None and not Path(text).exists()
+
+
+def parse(text: str, revision: str | None = None) -> Place:
+    """The place that "org/name", "org/name@v1.0.0" or "hf://datasets/org/name@v1.0.0" names.
+
+    Raises:
+        UsageError: another form, or two revisions.
+    """
+    match = re.fullmatch(rf"(?:{SCHEME})?({_ID})(?:@([^/\s]+(?:/pr/\d+)?))?/?", text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is no data set on the Hub.",
+            hint=f"expected org/name or {SCHEME}org/name@tag",
+        )
+    repo_id, own = match.groups()
+    if own and revision and own != revision:
+        raise UsageError(f"two revisions: {own} in the address, and {revision}.")
+    return Place(repo_id, revision or own)
+
+
+def require() -> None:
+    """Fail with one clear message where the `hub` extra is not installed."""
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "this needs huggingface_hub, which is not installed.",
+            hint="pip install 'robust-filter-lens[hub]'",
+        ) from None
+
+
+def api(token: str | None = None) -> HfApi:
+    """A client for HF_ENDPOINT with the given token, else the one in HF_TOKEN or stored."""
+    require()
+    from huggingface_hub import HfApi, constants
+
+    return HfApi(endpoint=constants.ENDPOINT, token=token)
+
+
+def fetcher(place: Place, token: str | None = None) -> Callable[[str], Path]:
+    """A function that maps a path in the repository to a file in the Hub's cache.
+
+    A revision that can move is resolved once, so that all files are of one commit.
+
+    Raises:
+        NetworkError: no such repository, revision or file; or no answer.
+    """
+    client = api(token)
+    with network_errors(f"open {place}"):
+        info = client.dataset_info(place.repo_id, revision=place.revision)
+
+    def fetch(path: str) -> Path:
+        with network_errors(f"fetch {path} of {place}"):
+            return Path(
+                client.hf_hub_download(place.repo_id, path, repo_type="dataset", revision=info.sha)
+            )
+
+    return fetch
+
+
+def duckdb_filesystem(token: str | None = None) -> HfFileSystem:
+    """A file system for `duckdb.DuckDBPyConnection.register_filesystem` that serves hf://.
+
+    DuckDB's own hf:// needs an extension that it downloads, and knows one endpoint only; this
+    one honours HF_ENDPOINT, HF_TOKEN and @revision. Close the connection after use.
+    """
+    require()
+    from huggingface_hub import HfFileSystem, constants
+
+    class HubFiles(HfFileSystem):
+        def modified(self, path: str, **kwargs: Any) -> datetime:
+            """DuckDB asks; huggingface_hub answers for buckets only (cf. fsspec/s3fs#1021)."""
+            return datetime.fromtimestamp(0, UTC)
+
+        def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+            # DuckDB asks for exact ranges: reading ahead triples the bytes (measured).
+            return super()._open(path, *args, **{**kwargs, "cache_type": "none"})
+
+    return HubFiles(endpoint=constants.ENDPOINT, token=token)
+
+
+@contextmanager
+def network_errors(doing: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one NetworkError without URLs or secrets.
+
+    Signed upload addresses and tokens can be part of the client's own messages, so only the
+    status and the server's sentence are repeated.
+    """
+    from huggingface_hub import errors
+
+    # httpx's base class in huggingface_hub 1, httpx2's in 2.
+    http_error: type[Exception] = vars(errors)["HTTPError"]
+    try:
+        yield
+    except errors.HfHubHTTPError as e:
+        raise _explain(doing, e) from None
+    except errors.HFValidationError as e:
+        raise UsageError(f"cannot {doing}: {redact(str(e))}") from None
+    except (http_error, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError) as e:
+        from huggingface_hub import constants
+
+        raise NetworkError(
+            f"cannot {doing}: no answer from {constants.ENDPOINT} ({type(e).__name__}).",
+            hint="check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), then run the same again: "
+            "what has arrived is not sent twice.",
+        ) from None
+
+
+_TOKEN_HINT = "set HF_TOKEN to a token with write access, or run `hf auth login`."
+_AGAIN = "run the same command again: what has arrived is not sent twice."
+
+
+def _explain(doing: str, error: Any) -> NetworkError:
+    status = error.response.status_code
+    said = redact(error.server_message or "").strip().rstrip(".")
+    wait = error.response.headers.get("Retry-After")
+    match status:
+        case 401:
+            why, hint = "the token is missing or wrong", _TOKEN_HINT
+        case 402 | 413 | 507:
+            why, hint = "the storage quota is used up", f"free or buy storage, then {_AGAIN}"
+        case 403:
+            why, hint = "the token has no permission for this", _TOKEN_HINT
+        case 404:
+            why = "the Hub has no such repository, revision or file, or hides it from this token"
+            hint = "check the id and the revision; private repositories need a token."
+        case 429:
+            why = "too many requests" + (f"; the Hub asks to wait {wait} s" if wait else "")
+            hint = f"wait, then {_AGAIN}"
+        case _:
+            why, hint = "the Hub could not do it", _AGAIN
+    detail = f": {said}" if said else ""
+    return NetworkError(f"cannot {doing}: {why} (HTTP {status}{detail}).", hint=hint)
+
+
+def redact(text: str) -> str:
+    """The text without tokens and without query strings of URLs (they can hold signatures)."""
+    return re.sub(r"hf_\w+", "hf_***", re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text))

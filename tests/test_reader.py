@@ -1,0 +1,197 @@
+"""The helper for Python users, on a release folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_release
+from tiny_release import LAYERS, MODELS, write_tiny_release
+
+import builder
+from builder import schema
+from builder.errors import UsageError
+from builder.reader import Release, open_release, to_array
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_release(tmp_path_factory.mktemp("release"), card=False)
+
+
+@pytest.fixture(scope="module")
+def release(root: Path) -> Release:
+    return open_release(root)
+
+
+def stored(model: tiny_release.Tiny) -> tuple[pa.Table, np.ndarray]:
+    table = tiny_release.filters(model)
+    w = np.stack([table.column(c).to_numpy() for c in schema.FILTER_COLUMNS], axis=1)
+    return table, w.reshape(-1, 3, 3)
+
+
+def test_every_filter_comes_once_and_in_the_order_of_the_file(release: Release) -> None:
+    for model in MODELS:
+        table, w = stored(model)
+        parts = list(release.filters(model.model_id, batch_rows=50))
+        assert max(map(len, parts)) <= 50 and len(parts) > 1
+        got = np.concatenate([p.filters for p in parts])
+        assert got.dtype == np.float32 and got.shape[1:] == (3, 3)
+        np.testing.assert_array_equal(got, w)
+        for key in ("layer_index", "out_channel", "in_channel"):
+            column = np.concatenate([getattr(p, key) for p in parts])
+            np.testing.assert_array_equal(column, table.column(key).to_numpy())
+
+
+def test_the_folded_view_is_w_times_bn_scale_in_float32(release: Release) -> None:
+    table, w = stored(MODELS[0])
+    scale = table.column("bn_scale").to_numpy()
+    (batch,) = release.filters(MODELS[0].model_id, view="folded")
+    assert batch.filters.dtype == np.float32
+    np.testing.assert_array_equal(batch.filters, w * scale[:, None, None])
+
+
+@pytest.mark.parametrize("chosen", [["layer1.0.conv1"], [1], [0, 2], ["conv1", 2]])
+def test_layers_are_chosen_by_path_or_by_index(release: Release, chosen: list[str | int]) -> None:
+    names = [name for name, _, _ in LAYERS]
+    wanted = sorted(names.index(c) if isinstance(c, str) else c for c in chosen)
+    table, w = stored(MODELS[1])
+    keep = np.isin(table.column("layer_index").to_numpy(), wanted)
+    parts = list(release.filters(MODELS[1].model_id, layers=chosen, batch_rows=64))
+    np.testing.assert_array_equal(np.concatenate([p.filters for p in parts]), w[keep])
+
+
+def test_a_weight_has_the_shape_of_its_convolution(release: Release) -> None:
+    name, outs, ins = LAYERS[2]
+    weight = release.weight(MODELS[0].model_id, name)
+    assert weight.shape == (outs, ins, 3, 3)
+    table, w = stored(MODELS[0])
+    rows = (table.column("layer_index").to_numpy() == 2).nonzero()[0]
+    np.testing.assert_array_equal(weight[5, 3], w[rows[5 * ins + 3]])
+
+
+def test_patterns_choose_models(release: Release) -> None:
+    ids = {b.model_id for b in release.filters("cifar10-robust-*")}
+    assert ids == {m.model_id for m in MODELS if m.dataset == "cifar10" and m.robust}
+    both = {b.model_id for b in release.filters([MODELS[0].model_id, "cifar100-*"])}
+    assert len(both) == 3
+    assert {b.model_id for b in release.filters()} == set(release.model_ids)
+
+
+def test_tables_come_as_arrow_with_the_types_of_the_schema(release: Release) -> None:
+    for name in schema.SMALL_TABLES:
+        table = release.table(name)
+        assert table.schema.names == list(schema.TABLES[name].names)
+        assert table.schema.equals(schema.TABLES[name].arrow)
+    folded = release.table(
+        "layers", columns=["layer", "sparsity"], filters=[("weights", "=", "folded")]
+    )
+    assert folded.num_rows == len(LAYERS) * len(MODELS)
+    assert folded.column_names == ["layer", "sparsity"]
+
+
+def test_row_groups_without_the_layer_are_not_read(tmp_path: Path, root: Path) -> None:
+    from builder.reader import _row_groups
+
+    source = root / schema.filters_path("cifar10", MODELS[0].model_id)
+    pq.write_table(pq.ParquetFile(source).read(), tmp_path / "f.parquet", row_group_size=64)
+    file = pq.ParquetFile(tmp_path / "f.parquet")
+    assert len(_row_groups(file, None)) == file.metadata.num_row_groups == 4
+    assert _row_groups(file, [0]) == [0]
+    assert _row_groups(file, [2]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda r: list(r.filters("nobody")), "no model .* matches 'nobody'"),
+        (lambda r: list(r.filters(view="bent")), "unknown view 'bent'"),
+        (lambda r: list(r.filters(layers=["conv9"])), "layer 'conv9'"),
+        (lambda r: r.table("filters"), "no table 'filters'"),
+        (lambda r: r.table("models", columns=["colour"]), "no column colour"),
+    ],
+)
+def test_a_wrong_name_is_one_clear_message(release: Release, call: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        call(release)  # type: ignore[operator]
+
+
+def test_what_is_no_release_is_said_to_be_none(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(UsageError, match="not a release"):
+        open_release(tmp_path)
+    with pytest.raises(UsageError, match="revision belongs to a Hub id"):
+        open_release(root, revision="v1.0.0")
+    assert builder.open_release is open_release
+
+
+def test_reading_imports_neither_torch_nor_the_hub(root: Path) -> None:
+    source = (
+        "import sys, builder; r = builder.open_release(sys.argv[1]); "
+        "n = sum(map(len, r.filters(view='folded'))); assert n, n; "
+        "bad = {'torch', 'huggingface_hub', 'datasets', 'duckdb'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", source, str(root)], check=True)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file of 2 M filters with the layout of a release."""
+    n = 1 << 21
+    rng = np.random.default_rng(0)
+    outs = 1 << 10
+    table = pa.table(
+        {
+            "dataset": pa.array(np.zeros(n, np.int32)),
+            "model_id": pa.array(np.zeros(n, np.int32)),
+            "layer_index": np.repeat(np.arange(8, dtype=np.int16), n // 8),
+            "out_channel": np.tile(np.repeat(np.arange(outs, dtype=np.int16), n // 8 // outs), 8),
+            "in_channel": np.tile(np.arange(n // 8 // outs, dtype=np.int16), 8 * outs),
+            **{c: rng.normal(size=n).astype(np.float32) for c in schema.FILTER_COLUMNS},
+            "bn_scale": rng.normal(size=n).astype(np.float32),
+        }
+    )
+    path = tmp_path_factory.mktemp("large") / "large.parquet"
+    floats = [f.name for f in table.schema if pa.types.is_float32(f.type)]
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["dataset", "model_id", "layer_index"],
+        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        row_group_size=524_288,
+        max_rows_per_page=131_072,
+        data_page_size=8 << 20,
+    )
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", schema.WEIGHT_VIEWS)
+def test_batches_come_at_ten_million_filters_per_second(large: Path, view: str) -> None:
+    from builder.reader import _batches
+
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        n = sum(len(b) for b in _batches(large, "m", None, view, 131_072))
+        best = max(best, n / (time.perf_counter() - start))
+    assert best > 10e6, f"{best / 1e6:.1f} million filters per second"
+
+
+def test_arrow_batches_of_any_origin_become_arrays(root: Path) -> None:
+    model = MODELS[0]
+    table, w = stored(model)
+    np.testing.assert_array_equal(to_array(table), w)
+    duckdb = pytest.importorskip("duckdb")
+    path = root / schema.filters_path(model.dataset, model.model_id)
+    with duckdb.connect() as con:
+        batch = con.sql(f"FROM '{path}' WHERE layer_index = 0").to_arrow_table()
+    np.testing.assert_array_equal(to_array(batch), w[: batch.num_rows])
