@@ -68,7 +68,7 @@ select
     d.dataset,
     rank() over (partition by d.dataset order by d.divergence desc, d.depth_bin asc) as place,
     d.depth_bin,
-    if(d.depth_bin = 0, 'first', if(d.depth_bin > 8, 'deepest', 'between')) as place_in_network,
+    if(d.depth_bin = 0, 'first', if(d.depth_bin > 8, 'deepest', 'between')) as region,
     d.divergence,
     d.divergence / max(d.divergence) over (partition by d.dataset) as relative,
     rank() over (partition by d.dataset order by p.value desc, d.depth_bin asc) as published,

@@ -6,23 +6,6 @@
 --
 -- `filters` comes last: a release without filters has no file for it, and the others still stand.
 
-create or replace view release as
-select
-    name,
-    version,
-    cohort.name as cohort,
-    cohort.models as cohort_part,
-    weights
-from read_json(
-    getvariable('release') || '/manifest.json',
-    columns = {
-        name: 'varchar',
-        version: 'varchar',
-        cohort: 'struct(name varchar, models varchar)',
-        weights: 'varchar'
-    }
-);
-
 create or replace view models as
 select * from read_parquet(getvariable('release') || '/data/models.parquet');
 

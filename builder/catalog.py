@@ -1,0 +1,144 @@
+"""The queries that ship with the project: their names, headers, and the index in the README.
+
+A query file starts with comment lines `-- field: text`, continued by lines indented further. Its
+name is its path below queries/ without `.sql`; the number in front may be left out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from builder.errors import UsageError
+from builder.release import project_file, write_atomic
+
+FIELDS = ("title", "finding", "paper", "expect", "note", "param")
+"""Fields of a header. `param: name, what it means and its default` may come more than once."""
+
+README_START = "<!-- queries:start -->"
+README_END = "<!-- queries:end -->"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query: one SELECT, its name, and what its header says."""
+
+    name: str
+    sql: str
+    title: str = ""
+    finding: str = ""
+    paper: str = ""
+    expect: str = ""
+    note: str = ""
+    params: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """The name without its number: `sparsity_overall` of 06_sparsity_overall."""
+        return re.sub(r"^\d+_", "", self.name)
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        return tuple(re.split(r"\W", text, maxsplit=1)[0] for text in self.params)
+
+
+def header(sql: str) -> list[tuple[str, str]]:
+    """(field, text) of the comment lines that open a file."""
+    found: list[tuple[str, str]] = []
+    for line in sql.splitlines():
+        if not line.startswith("--"):
+            break
+        field, colon, text = line[2:].strip().partition(": ")
+        if colon and re.fullmatch("[a-z]+", field):
+            found.append((field, text.strip()))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {line[2:].strip()}")
+    return found
+
+
+def parse(name: str, sql: str) -> Query:
+    """A query from its text. Fields that are not ours are the author's own and left alone."""
+    lines = header(sql)
+    known = {field: text for field, text in lines if field in FIELDS and field != "param"}
+    return Query(name, sql, **known, params=tuple(t for field, t in lines if field == "param"))
+
+
+def _read(path: Path, name: str) -> Query:
+    try:
+        return parse(name, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"cannot read the query {path}: {e}.") from None
+
+
+def queries() -> list[Query]:
+    """Every query of the project: the findings in order, then the audit queries."""
+    folder = project_file("queries")
+    files = [*sorted(folder.glob("[0-9]*.sql")), *sorted((folder / "audit").glob("*.sql"))]
+    return [_read(f, f.relative_to(folder).with_suffix("").as_posix()) for f in files]
+
+
+def findings() -> list[Query]:
+    """The queries that reproduce a finding, in order."""
+    return [q for q in queries() if "/" not in q.name]
+
+
+def load(name: str) -> Query:
+    """A query by name, by the path of a file, or from standard input (`-`).
+
+    Raises:
+        UsageError: nothing of that name; the message suggests the nearest ones.
+    """
+    if name == "-":
+        return parse("-", sys.stdin.read())
+    known = queries()
+    for query in known:
+        if name in (query.name, query.subject, query.name.rpartition("/")[2]):
+            return query
+    if name.endswith(".sql") or Path(name).is_file():
+        return _read(Path(name), name)
+    names = {text: q.name for q in known for text in (q.name, q.subject)}
+    near = list(dict.fromkeys(names[n] for n in get_close_matches(name, names, 5, 0.5)))[:3]
+    raise UsageError(
+        f"no query '{name}'" + (f"; did you mean {', '.join(near)}?" if near else "."),
+        hint="`builder query --list` names them; a file ends in .sql, and - reads standard input.",
+    )
+
+
+def readme_index() -> str:
+    """The index of queries, as a Markdown table of names, findings and places in the paper."""
+    lines = ["| query | finding | paper |", "|---|---|---|"]
+    lines += [
+        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} | {q.paper} |" for q in findings()
+    ]
+    lines += ["", "| audit query | recomputes from the raw filters |", "|---|---|"]
+    lines += [
+        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} |" for q in queries() if "/" in q.name
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def update_readme(path: Path, *, check: bool = False) -> bool:
+    """Bring the index between the two markers of a Markdown file up to date.
+
+    Args:
+        path: the file; it must hold `README_START` and `README_END`.
+        check: change nothing.
+
+    Returns:
+        Whether the index was up to date already.
+
+    Raises:
+        UsageError: the markers are missing.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, start, rest = text.partition(README_START)
+    _, end, after = rest.partition(README_END)
+    if not start or not end:
+        raise UsageError(f"{path} has no lines {README_START} and {README_END}.")
+    fresh = f"{before}{start}\n{readme_index()}{end}{after}"
+    if fresh != text and not check:
+        write_atomic(path, fresh.encode())
+    return fresh == text

@@ -1,0 +1,162 @@
+"""Every finding of the paper: what it found, what a release shows, whether it holds. No torch.
+
+A finding is a query (queries/NN_subject.sql). The claim of the same name in queries/claims/ is a
+SELECT over its answer, as the table `answer`, with two columns: `shows`, a text, and `holds`, the
+direction of the finding (null where the release cannot tell). Its header says what the claim
+`needs`, and what it is `about`:
+
+- models   facts of the cohort, such as counts and accuracies: meaningful for any weights
+- weights  trained weights: not applicable to seeded ones
+- build    values per model that a build must meet: not applicable to a release of published values
+
+Where the answer has a column `within`, it says row by row whether a published value is met within
+its precision; that counts on the whole `paper` cohort only, elsewhere the direction alone does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+
+from builder import catalog, query
+from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
+from builder.reader import open_release
+from builder.release import project_file
+
+SMALL_COHORT = 10
+"""Pairs below which a cohort is called small."""
+
+HOLDS, FAILS, CONTRARY, NOT_APPLICABLE = "holds", "fails", "does not hold", "not applicable"
+"""`fails` is for the paper's own models; elsewhere a contrary direction `does not hold`."""
+
+_NO_TRAINED_WEIGHTS = {"weights": ("seeded",), "build": ("seeded", "published"), "models": ()}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the answer.
+
+    Attributes:
+        query: name of the query. title: its title.
+        paper: what the paper found. release: what this release shows, null where nothing.
+        verdict: holds, fails, does not hold, or not applicable.
+        basis: what the verdict rests on, or why it is not applicable.
+        direction: whether the direction agrees; null where it cannot be told.
+        values: rows with a published value. values_within: those that meet it.
+    """
+
+    query: str
+    title: str
+    paper: str
+    release: str | None
+    verdict: str
+    basis: str
+    direction: bool | None
+    values: int
+    values_within: int
+
+
+def is_paper_cohort(manifest: Mapping[str, Any]) -> bool:
+    """Whether the release holds the whole cohort of the paper."""
+    return manifest["cohort"]["name"] == "paper" and manifest["cohort"]["models"] is None
+
+
+def _scope(manifest: Mapping[str, Any]) -> str:
+    if is_paper_cohort(manifest):
+        return "direction and value"
+    if manifest["totals"]["pairs"] < SMALL_COHORT:
+        return "small cohort: direction only"
+    return "another cohort: direction only"
+
+
+def _judge(
+    manifest: Mapping[str, Any],
+    claim: Mapping[str, str],
+    direction: bool | None,
+    values: int,
+    within: int,
+) -> tuple[str, str]:
+    """(verdict, basis) of a claim."""
+    kind = manifest["weights"].partition(":")[0]
+    if kind in _NO_TRAINED_WEIGHTS[claim["about"]]:
+        return (
+            NOT_APPLICABLE,
+            f"{kind} weights" if kind == "seeded" else "these are the published values",
+        )
+    scope = _scope(manifest)
+    if not is_paper_cohort(manifest):
+        if direction is None:
+            return NOT_APPLICABLE, f"needs {claim['needs']}"
+        return (HOLDS if direction else CONTRARY), scope
+    if direction is None and not values:
+        return NOT_APPLICABLE, f"needs {claim['needs']}"
+    said = (
+        [] if direction is None else ["direction agrees" if direction else "direction is contrary"]
+    )
+    said += [f"{within} of {values} values within precision"] if values else []
+    good = direction is not False and within == values
+    return (HOLDS if good else FAILS), "; ".join(said)
+
+
+def _examine(
+    con: duckdb.DuckDBPyConnection, manifest: Mapping[str, Any], asked: catalog.Query
+) -> Finding:
+    path = project_file("queries") / "claims" / f"{asked.name}.sql"
+    sql = path.read_text(encoding="utf-8")
+    claim = dict(catalog.header(sql))
+    con.execute(f"create or replace temp table answer as {asked.sql}")
+    columns = [d[0] for d in con.execute("describe answer").fetchall()]
+    values, within = 0, 0
+    if "within" in columns:
+        counted = con.execute("select count(within), count_if(within) from answer").fetchone()
+        assert counted is not None
+        values, within = counted
+    row = con.execute(f"select shows, holds from ({sql})").fetchone()
+    shows, direction = row if row is not None else (None, None)
+    verdict, basis = _judge(manifest, claim, direction, values, within)
+    return Finding(
+        query=asked.name,
+        title=asked.title,
+        paper=asked.finding,
+        release=shows,
+        verdict=verdict,
+        basis=basis,
+        direction=direction,
+        values=values,
+        values_within=within,
+    )
+
+
+def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
+    """Every finding on a release, in the order of the queries.
+
+    Args:
+        release: folder or Hub address.
+        memory_limit: as in `query.connect`.
+
+    Raises:
+        UsageError: no release there.
+        BuilderError: a query or claim of the project does not run.
+    """
+    manifest = open_release(release).manifest
+    with query.connect(release, memory_limit=memory_limit) as con:
+        found = []
+        for asked in catalog.findings():
+            try:
+                found.append(_examine(con, manifest, asked))
+            except duckdb.Error as e:
+                raise BuilderError(f"{asked.name}: {e}") from None
+        return found
+
+
+def exit_code(found: list[Finding]) -> int:
+    """1 where a finding fails on the paper's own models, else 0."""
+    return EXIT_FAILURE if any(f.verdict == FAILS for f in found) else EXIT_OK
+
+
+def as_json(found: list[Finding]) -> dict[str, Any]:
+    """`{"findings": [...]}`, for `--json`."""
+    return {"findings": [asdict(f) for f in found]}

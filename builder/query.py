@@ -1,0 +1,221 @@
+"""Run SQL on a release: a folder, or a Hub address at a tag. Needs no torch.
+
+The views come from queries/views.sql, the same file a bare duckdb shell reads.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, BinaryIO
+
+import duckdb
+import pyarrow as pa
+
+from builder import catalog, hub, render, schema
+from builder.catalog import Query
+from builder.errors import BuilderError, NetworkError, UsageError
+from builder.reader import open_release
+from builder.release import project_file
+
+BATCH_ROWS = 65_536
+
+
+@contextmanager
+def connect(
+    release: str, *, memory_limit: str | None = None, threads: int | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with the views of a release; closed at the end, whatever happens.
+
+    Args:
+        release: a folder, "org/name@tag" or "hf://datasets/org/name@tag".
+        memory_limit: as DuckDB writes it, e.g. "4GB"; more goes to temporary files.
+        threads: upper bound; default all cores.
+
+    Raises:
+        UsageError: no release there, or a memory limit that DuckDB does not understand.
+        NetworkError: the Hub does not answer, or has no such repository or revision.
+    """
+    opened = open_release(release)
+    remote = opened.address.startswith("hf://")
+    settings: dict[str, str | int] = {}
+    if memory_limit is not None:
+        settings["memory_limit"] = memory_limit
+    if threads is not None:
+        settings["threads"] = threads
+    with tempfile.TemporaryDirectory(prefix="builder-query-", ignore_cleanup_errors=True) as spill:
+        try:
+            con = duckdb.connect(config={**settings, "temp_directory": spill})
+        except duckdb.Error as e:
+            raise UsageError(f"--memory-limit {memory_limit}: {_first_line(e)}") from None
+        try:
+            if remote:
+                con.register_filesystem(hub.duckdb_filesystem())
+            create_views(con, opened.address, opened.manifest)
+            yield con
+        finally:
+            con.close()
+
+
+def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Mapping[str, Any]) -> None:
+    """Run views.sql on a release; a release without filters gets an empty view of them.
+
+    Args:
+        root: folder or hf:// address of the release, without a slash at the end.
+        manifest: its manifest, which says whether there are filters.
+    """
+    has_filters = any(path.startswith("data/filters/") for path in manifest["files"])
+    con.execute("set variable release = ?", [root])
+    views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
+    for statement in duckdb.extract_statements(views):
+        if has_filters or "view filters" not in statement.query:
+            with _explained("the views"):
+                con.execute(statement)
+    if not has_filters:
+        con.register("filters", schema.FILTERS.arrow.empty_table())
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """DuckDB's own words, in the project's kind of error."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as e:
+        raise BuilderError(
+            f"{name}: out of memory: {_first_line(e)}", hint="try a higher --memory-limit."
+        ) from None
+    except (duckdb.IOException, duckdb.HTTPException) as e:
+        text = hub.redact(_first_line(e))
+        if "hf://" in text or "HTTP" in text:
+            raise NetworkError(f"{name}: {text}") from None
+        raise UsageError(
+            f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
+        ) from None
+    except duckdb.Error as e:
+        raise UsageError(f"{name}: {hub.redact(str(e).strip())}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def parse_params(texts: Sequence[str]) -> dict[str, str]:
+    """`["k=v", ...]` as a dictionary.
+
+    Raises:
+        UsageError: a text without "=", or a name that is none.
+    """
+    params = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UsageError(f"--param {text!r}: expected name=value.")
+        params[name] = value
+    return params
+
+
+def _check(query: Query, params: Mapping[str, str]) -> duckdb.Statement:
+    """The one SELECT of a query, after its parameters were checked."""
+    with _explained(query.name):
+        statements = duckdb.extract_statements(query.sql)
+    kinds = [s.type for s in statements]
+    if kinds != [duckdb.StatementType.SELECT]:
+        raise UsageError(
+            f"{query.name}: expected one SELECT, found "
+            + (", ".join(k.name for k in kinds) if kinds else "nothing")
+            + "."
+        )
+    (statement,) = statements
+    variables = re.findall(r"getvariable\('(\w+)'\)", query.sql)
+    known = {*query.param_names, *variables, *statement.named_parameters}
+    for name in params:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise UsageError(
+                f"{query.name} has no parameter '{name}'"
+                + (f"; did you mean {near[0]}?" if near else "."),
+                hint=f"it has {', '.join(sorted(known))}." if known else "it has none.",
+            )
+    unset = sorted(statement.named_parameters - params.keys())
+    if unset:
+        raise UsageError(f"{query.name} needs " + ", ".join(f"--param {n}=..." for n in unset))
+    return statement
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer: its columns, and its rows in batches, which may be larger than memory."""
+
+    name: str
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, as dictionaries."""
+        return [row for batch in self.batches for row in batch.to_pylist()]
+
+
+def run(
+    con: duckdb.DuckDBPyConnection, query: Query, params: Mapping[str, str] | None = None
+) -> Answer:
+    """Run a query. Read the answer before the connection runs another one.
+
+    A parameter is the SQL variable `getvariable('name')`, which the project's queries read with
+    a default, and binds `$name` where a query has that.
+
+    Raises:
+        UsageError: not one SELECT, unknown parameters, or whatever DuckDB finds wrong.
+        BuilderError: the memory limit is too low.
+    """
+    params = dict(params or {})
+    statement = _check(query, params)
+    with _explained(query.name):
+        for name, value in params.items():
+            con.execute(f'set variable "{name}" = ?', [value])
+        bound = {n: v for n, v in params.items() if n in statement.named_parameters}
+        reader = con.sql(query.sql, params=bound or None).to_arrow_reader(BATCH_ROWS)
+    return Answer(query.name, reader.schema, _batches(query.name, reader))
+
+
+def _batches(name: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from reader
+    except pa.ArrowException as e:  # how DuckDB's errors arrive once rows are flowing
+        raise UsageError(f"{name}: {hub.redact(_first_line(e))}") from None
+
+
+def answer_query(
+    release: str,
+    name: str,
+    out: BinaryIO,
+    *,
+    form: str = "table",
+    params: Sequence[str] = (),
+    width: int = 0,
+    memory_limit: str | None = None,
+) -> str:
+    """Run one query and write its answer; the whole of `builder query`.
+
+    Args:
+        release: folder or Hub address.
+        name: name of a query, path of a .sql file, or `-`.
+        out: where the answer goes, e.g. sys.stdout.buffer.
+        form: one of `render.FORMATS`.
+        params: `k=v` texts.
+        width: columns of the terminal, for the table; 0: no limit.
+        memory_limit: e.g. "4GB".
+
+    Returns:
+        What to tell the user beside the answer; often nothing.
+    """
+    if form not in render.FORMATS:
+        raise UsageError(f"--format {form}: expected {', '.join(render.FORMATS)}.")
+    query = catalog.load(name)
+    given = parse_params(params)
+    with connect(release, memory_limit=memory_limit) as con:
+        answer = run(con, query, given)
+        return render.write(answer.name, answer.schema, answer.batches, form, out, width)

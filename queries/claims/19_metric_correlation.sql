@@ -1,0 +1,7 @@
+-- about: weights
+-- needs: three robust models of one data set
+select
+    'sparsity: ' || string_agg(format('{} {:.4f}', dataset, spearman), ', ' order by dataset) as shows,
+    bool_and(spearman < 0) as holds
+from answer
+where metric = 'sparsity'
