@@ -1,0 +1,162 @@
+"""What a network's first convolutions make of an image, before and behind the activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from builder.errors import BuilderError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Features: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
+"""Module path of a first convolution -> output before and behind its activation, (n, c, h, w)."""
+
+_POINTWISE_WITHOUT_TAG = {
+    *("aten::_prelu_kernel", "aten::hardswish", "aten::hardswish_", "aten::rsub"),
+    *("aten::threshold_", "aten::_to_copy", "aten::alias", "aten::contiguous", "aten::detach"),
+}
+"""Operators that act position by position though PyTorch does not tag them `pointwise`."""
+
+
+class _Origin(NamedTuple):
+    """What a tensor holds of the image."""
+
+    layer: str  # the first convolution that it comes from, or one of the two below
+    normalised: bool = False  # behind that convolution's BatchNorm
+    raw: bool = False  # the convolution's own output
+
+
+_IMAGE = _Origin("the image")  # no convolution yet
+_DEEP = _Origin("deeper")
+
+
+@dataclass
+class _FirstLayer:
+    """The outputs of one first convolution, as far as the forward pass has come."""
+
+    pre: Tensor
+    post: Tensor
+    normalised: bool = False  # `pre` is the BatchNorm's output
+    closed: bool = False  # an operator that is not pointwise has read what `post` comes from
+
+
+class _Follower:
+    """Follows the image through the ATen operators of one forward pass."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
+        self.layers: dict[str, _FirstLayer] = {}
+        # By identity; parameters and constants are not in it. A freed tensor's identity may be
+        # used again, but a new tensor is the result of an operator, which records it anew.
+        self.origins = {id(x): _IMAGE}
+
+    def observe(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+        """Record one operator that has just run."""
+        inputs = _tensors([*args, *kwargs.values()])
+        sources = {self.origins[id(t)] for t in inputs if id(t) in self.origins}
+        results = list(_tensors([output]))
+        origin = self._origin(func, args, sources, results[0]) if sources and results else None
+        for t in results:
+            if origin is None:
+                self.origins.pop(id(t), None)
+            else:
+                self.origins[id(t)] = origin
+
+    def _origin(
+        self, func: Any, args: tuple[Any, ...], sources: set[_Origin], result: Tensor
+    ) -> _Origin:
+        name = func._schema.name
+        source = next(iter(sources))
+        if sources == {_IMAGE}:
+            return self._first(args[1], result) if name == "aten::convolution" else _IMAGE
+        if sources == {_Origin(source.layer, raw=True)} and "batch_norm" in name:
+            # Copied, here and below: an in-place operator may overwrite the original.
+            self.layers[source.layer] = _FirstLayer(result.clone(), result.clone(), normalised=True)
+            return _Origin(source.layer, normalised=True)
+        if _is_pointwise(func) and len({(s.layer, s.normalised) for s in sources}) == 1:
+            layer = self.layers.get(source.layer)
+            if layer and source.normalised == layer.normalised and not layer.closed:
+                layer.post = result.clone()
+                return source._replace(raw=False)
+        for s in sources:
+            read = self.layers.get(s.layer)
+            # The convolution's output may feed a shortcut besides its BatchNorm: no matter.
+            if read and s.normalised == read.normalised:
+                read.closed = True
+        return _DEEP
+
+    def _first(self, weight: Tensor, result: Tensor) -> _Origin:
+        layer = self.names.get(id(weight))
+        if layer is None:
+            raise BuilderError(
+                f"the first convolution's weight, of shape {tuple(weight.shape)}, is computed.",
+                hint="only weights that are parameters of the model can be measured.",
+            )
+        if layer in self.layers:  # run again, say on a mirrored image: the first run counts
+            return _DEEP
+        self.layers[layer] = _FirstLayer(result.clone(), result.clone())
+        return _Origin(layer, raw=True)
+
+
+def _is_pointwise(func: Any) -> bool:
+    import torch
+
+    return torch.Tag.pointwise in func.tags or func._schema.name in _POINTWISE_WITHOUT_TAG
+
+
+def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
+    import torch
+
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif isinstance(item, list | tuple):
+            yield from _tensors(item)
+
+
+def first_features(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Features, Tensor]:
+    """The outputs of the first convolutions for the images `x`, and the network's own output.
+
+    A convolution is a first one if no other lies between it and the image; an ensemble has several.
+    "Before the activation" is the output of the BatchNorm that reads the convolution, whatever else
+    reads it too, or, without one, the convolution's own output. "Behind the activation" is the last
+    tensor computed from that alone by pointwise operators (ReLU; x * sigmoid(x) in two steps)
+    before another operator reads it: the next convolution, a padding, a pooling. Where there is no
+    activation the two are equal.
+
+    Args:
+        model: in evaluation mode; its parameters name the convolutions.
+        forward: runs the model on images.
+        x: float32 (n, 3, h, w) in [0, 1], on the model's device.
+
+    Returns:
+        Features on the CPU, float32, each (n, channels, h', w'), in order of execution; and what
+        `forward` returned.
+
+    Raises:
+        BuilderError: no convolution reads the image, or one with a computed weight.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    follower = _Follower(model, x)
+
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            output = func(*args, **(kwargs or {}))
+            follower.observe(func, args, kwargs or {}, output)
+            return output
+
+    with torch.no_grad(), Recorder():  # type: ignore[no-untyped-call]
+        output = forward(x)
+    if not follower.layers:
+        raise BuilderError(f"{type(model).__name__} runs no convolution on the image.")
+    kept = follower.layers.items()
+    return {k: (v.pre.float().cpu(), v.post.float().cpu()) for k, v in kept}, output
