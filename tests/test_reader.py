@@ -22,7 +22,7 @@ from builder.reader import Release, open_release, to_array
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_release(tmp_path_factory.mktemp("release"), card=False)
+    return write_tiny_release(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ that the tests right of the build need no build.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder import schema
+from builder import content, schema
+from builder.card import render_card
 from builder.release import file_sha256, write_manifest
+from builder.sample import write_filters_sample
 
 LAYERS = (("conv1", 8, 3), ("layer1.0.conv1", 8, 8), ("layer1.0.conv2", 16, 8))
 """Module path, output channels, input channels."""
@@ -173,9 +174,18 @@ def _write(path: Path, table: schema.Table, data: pa.Table, about: dict[str, str
     )
 
 
-def _content_hash(path: Path) -> str:
-    rows = sorted(repr(row) for row in pq.ParquetFile(path).read().to_pylist())
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+def _facts(root: Path, path: Path) -> dict[str, Any]:
+    name = path.relative_to(root).as_posix()
+    facts = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    if path.suffix != ".parquet":
+        return {"rows": None, **facts, "content_hash": None}
+    data = pq.ParquetFile(path).read()
+    skip = content.FILTER_IDENTITY if name.startswith("data/filters/") else ()
+    return {
+        "rows": data.num_rows,
+        **facts,
+        "content_hash": content.text(content.hash_rows(data, skip)),
+    }
 
 
 def write_tiny_release(
@@ -183,7 +193,6 @@ def write_tiny_release(
     version: str = "0.1.0",
     models: tuple[Tiny, ...] = MODELS,
     weights: str = "checkpoints",
-    card: bool = True,
 ) -> Path:
     """Write the release and return `root`. The same arguments write the same content."""
     about = {
@@ -205,9 +214,8 @@ def write_tiny_release(
         "name": "robust-filter-lens",
         "version": version,
         "schema_version": schema.SCHEMA_VERSION,
-        "cohort": {"name": "synthetic-tiny", "digest": "0" * 64, "models": None},
+        "build": {"cohort": "synthetic-tiny", "weights": weights, "version": version},
         "weights": weights,
-        "options": {"first_layer": True},
         "tools": {"builder": "0.1.0", "python": "3.11", "pyarrow": pa.__version__},
         "totals": {
             "models": len(models),
@@ -228,18 +236,15 @@ def write_tiny_release(
         "duplicates": [],
         "problems": [],
     }
-    if card:
-        from builder.card import render_card, write_filters_sample
+    write_filters_sample(root, weights)
 
-        write_filters_sample(root)
-        (root / "README.md").write_text(render_card(root, manifest))
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != schema.MANIFEST):
-        is_table = path.suffix == ".parquet"
-        manifest["files"][path.relative_to(root).as_posix()] = {
-            "rows": pq.ParquetFile(path).metadata.num_rows if is_table else None,
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-            "content_hash": _content_hash(path) if is_table else None,
-        }
+    def note_files() -> None:
+        for path in sorted(root.rglob("*.*")):
+            if path.is_file() and path.name != schema.MANIFEST:
+                manifest["files"][path.relative_to(root).as_posix()] = _facts(root, path)
+
+    note_files()
+    (root / "README.md").write_text(render_card(manifest, root))
+    note_files()
     write_manifest(root, manifest)
     return root
