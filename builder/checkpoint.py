@@ -75,24 +75,28 @@ class Checkpoint:
         return flat.as_strided(stored.shape, stored.stride, stored.offset)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
     """Open a checkpoint and check that every tensor it describes lies inside the file.
+
+    Args:
+        name: what messages call the file, if not by its path.
 
     Raises:
         BuilderError: unreadable, truncated, of no known format, or a pickle that would run code.
     """
+    name = name or str(path)
     try:
         memory = _map(path)
         end = len(memory)
         if memory[257:262] == b"ustar":
             member, start, end = _tar_member(memory)
-            name = f"{path}: {member}"
+            name = f"{name}: {member}"
         else:
-            start, name = 0, str(path)
+            start = 0
         tree, extents = _read(memory, start, end, name)
     except Malformed as e:
         raise BuilderError(
-            f"{path} is no usable checkpoint: {e}; {_EXPECTED}.",
+            f"{name} is no usable checkpoint: {e}; {_EXPECTED}.",
             hint="if it was downloaded, delete it and fetch it again.",
         ) from None
     return Checkpoint(name, tree, memory, extents)

@@ -1,0 +1,209 @@
+"""From the `checkpoint` column of a cohort to what is fetched: URLs, or files that are here.
+
+robustbench:cifar10/Linf/NAME    Google Drive ids of the installed robustbench registry
+zenodo:RECORD/FILE               a file of a Zenodo record
+timm:TAG                         model.safetensors of timm/TAG on the Hugging Face Hub
+hf://ORG/REPO/PATH@REVISION      a file on the Hub (revision: main)
+http://..., https://...          any file
+embedded:PACKAGE/PATH            a file inside an installed package
+a path                           a file, or a folder with exactly one checkpoint
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urlsplit
+
+from builder.checkpoint import SUFFIXES
+from builder.constructors import robustbench_entry, robustbench_name
+from builder.errors import UsageError
+from builder.registry import ModelSpec
+
+DRIVE, ZENODO, HUB = "https://drive.google.com", "https://zenodo.org", "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file to download.
+
+    Attributes:
+        address: the public URL, by which its digest is locked; the same behind any mirror.
+        url: where it is fetched from: `address`, or its mirror.
+        name: its file name.
+        by_hand: names under which `--checkpoints DIR` may hold the same bytes, best first. None
+            for names that do not tell one model from another.
+    """
+
+    address: str
+    url: str
+    name: str
+    by_hand: tuple[str, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A parsed `checkpoint`: its kind, and either remote files or local ones."""
+
+    kind: str
+    remote: tuple[Remote, ...] = ()
+    local: tuple[Path, ...] = ()
+    url: str = ""  # what to show for it
+
+
+def resolve(spec: ModelSpec) -> Address:
+    """Parse the address of a model's checkpoint; no network, no look at local files.
+
+    Raises:
+        UsageError: no such form, or an unknown RobustBench model.
+    """
+    text = spec.checkpoint
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _FORMS:
+        return _FORMS[kind](rest)
+    if re.match(r"[A-Za-z][A-Za-z+]+:", text):  # two letters or more: not a Windows drive
+        raise UsageError(
+            f"{spec.model_id}: checkpoint {text!r} is of no known form.",
+            hint=f"expected {', '.join(_FORMS)}: ..., or a path.",
+        )
+    path = Path(text).expanduser()
+    return Address("file", local=(path,), url=text)
+
+
+def local_file(spec: ModelSpec, address: Address) -> Path:
+    """The file a local or embedded address means.
+
+    Raises:
+        UsageError: there is none, or a folder holds several checkpoints.
+    """
+    (path,) = address.local
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(
+            f"{spec.model_id}: there is no checkpoint {path}.",
+            hint="expected a file, or a folder with exactly one checkpoint.",
+        )
+    found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    if len(found) != 1:
+        raise UsageError(
+            f"{spec.model_id}: the folder {path} holds {len(found)} checkpoints; expected exactly one"
+            + (f" (found {', '.join(p.name for p in found[:5])})." if found else "."),
+            hint=f"checkpoints end in {', '.join(SUFFIXES)}.",
+        )
+    return found[0]
+
+
+def _mirror(variable: str, public: str) -> str:
+    return (os.environ.get(variable) or public).rstrip("/")
+
+
+def _remote(variable: str, public: str, path: str, name: str, *by_hand: str) -> Remote:
+    return Remote(f"{public}{path}", f"{_mirror(variable, public)}{path}", name, by_hand)
+
+
+def _robustbench(rest: str) -> Address:
+    dataset, threat_model, name = robustbench_name(rest)
+    ids = robustbench_entry(dataset, threat_model, name)["gdrive_id"]
+    if not ids:
+        raise UsageError(
+            f"RobustBench has no checkpoint of its own for {rest}.",
+            hint="give the checkpoint's address: timm:TAG, hf://..., https://...",
+        )
+    # A list means an ensemble: RobustBench saves its members as NAME.pt_m0.pt, ...
+    several = isinstance(ids, list)
+    remote = []
+    for i, drive_id in enumerate(ids if several else [ids]):
+        names = [f"{name}.pt_m{i}.pt", f"{name}_m{i}.pt"] if several else [f"{name}.pt"]
+        remote.append(
+            _remote(
+                "RFL_DRIVE_URL",
+                DRIVE,
+                f"/uc?export=download&confirm=t&id={drive_id}",
+                names[0],
+                *(f"{dataset}/{threat_model}/{n}" for n in names),
+            )
+        )
+    shown = " ".join(r.address for r in remote)
+    return Address("robustbench", tuple(remote), url=shown)
+
+
+def _zenodo(rest: str) -> Address:
+    record, slash, name = rest.partition("/")
+    if not (record.isdecimal() and slash and name):
+        raise UsageError(f"'zenodo:{rest}' should be zenodo:RECORD/FILE.")
+    path = f"/records/{record}/files/{quote(name)}?download=1"
+    name = PurePosixPath(name).name
+    remote = _remote("RFL_ZENODO_URL", ZENODO, path, name, name)
+    return Address("zenodo", (remote,), url=remote.address)
+
+
+def _hub(kind: str, repo: str, path: str, revision: str, *by_hand: str) -> Address:
+    url = f"/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+    remote = _remote("HF_ENDPOINT", HUB, url, PurePosixPath(path).name, *by_hand)
+    token = os.environ.get("HF_TOKEN")
+    if token:
+        remote.headers["Authorization"] = f"Bearer {token}"
+    return Address(kind, (remote,), url=remote.address)
+
+
+def _timm(tag: str) -> Address:
+    if not re.fullmatch(r"[\w.-]+", tag):
+        raise UsageError(f"'timm:{tag}' should be timm:TAG, e.g. timm:resnet50.a1_in1k.")
+    by_hand = f"{tag}.safetensors", f"{tag}/model.safetensors", f"timm/{tag}/model.safetensors"
+    return _hub("timm", f"timm/{tag}", "model.safetensors", "main", *by_hand)
+
+
+def _hf(rest: str) -> Address:
+    match = re.fullmatch(r"//([\w.-]+/[\w.-]+)/([^@]+)(?:@(.+))?", rest)
+    if match is None:
+        raise UsageError(
+            f"'hf:{rest}' should be hf://ORG/REPO/PATH or hf://ORG/REPO/PATH@REVISION."
+        )
+    return _hub("hf", match[1], match[2], match[3] or "main")
+
+
+def _http(scheme: str) -> Callable[[str], Address]:
+    def parse(rest: str) -> Address:
+        url = f"{scheme}:{rest}"
+        parts = urlsplit(url)
+        name = PurePosixPath(parts.path).name
+        if not parts.hostname:
+            raise UsageError(f"'{url}' is no URL.")
+        return Address("http", (Remote(url, url, name or "checkpoint"),), url=url)
+
+    return parse
+
+
+def _embedded(rest: str) -> Address:
+    """A file inside an installed package, found without importing the package."""
+    package, _, inside = rest.partition("/")
+    try:
+        found = importlib.util.find_spec(package) if package else None
+    except ValueError:
+        found = None
+    if not inside or ".." in PurePosixPath(inside).parts:
+        raise UsageError(f"'embedded:{rest}' should be embedded:PACKAGE/PATH.")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(
+            f"embedded:{rest}: the package {package!r} is not installed.",
+            hint="pip install 'robust-filter-lens[build]'",
+        )
+    folder = Path(next(iter(found.submodule_search_locations)))
+    return Address("embedded", local=(folder / inside,), url=f"embedded:{rest}")
+
+
+_FORMS: dict[str, Callable[[str], Address]] = {
+    "robustbench": _robustbench,
+    "zenodo": _zenodo,
+    "timm": _timm,
+    "hf": _hf,
+    "http": _http("http"),
+    "https": _http("https"),
+    "embedded": _embedded,
+}

@@ -1,0 +1,330 @@
+"""Resumable downloads, and the digests that every later download must meet.
+
+A file has its final name only when it is whole: all announced bytes are there, `check` accepts
+it, and its digest is the locked one. Until then it is FILE.part, beside FILE.part.from with the
+server's validator, so that an interrupted download goes on where it stopped, unless the file
+has changed on the server since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import errno
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from builder import webpage
+from builder.errors import BuilderError, NetworkError
+
+if TYPE_CHECKING:
+    from requests import Response, Session
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the file's name, the bytes there, and the bytes expected (None: unknown)."""
+
+ATTEMPTS = 6
+"""Attempts in a row that may fail without a byte of progress."""
+MAX_WAIT = 300.0  # seconds; a server that asks for more is not waited for
+MAX_BYTES = 16 << 30
+_BLOCK = 1 << 20
+_TIMEOUT = (20, 60)  # seconds to connect, and between two pieces of the answer
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PAGE_BYTES = 1 << 20
+
+
+class _Retry(Exception):
+    """This attempt failed; another may not."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait  # seconds the server asks for
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    check: Callable[[Path], str],
+    headers: dict[str, str] | None = None,
+    progress: Progress | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> str:
+    """Fetch `url` into `path`, going on with an earlier attempt; return what `check` returns.
+
+    Args:
+        check: called with the whole file before it gets its name; returns its digest, raises
+            BuilderError for one that is not what was asked for.
+        headers: added to every request to the url's own host (a token, say).
+        pause: sleeps between attempts.
+
+    Raises:
+        NetworkError: unreachable, refused, a web page instead of the file, or no progress in
+            `ATTEMPTS` attempts. The part that arrived stays for the next run.
+        BuilderError: wrong content or digest (removed), a full disk or a read-only folder.
+    """
+    import requests
+
+    part = path.with_name(path.name + ".part")
+    with _storage_errors(path), contextlib.ExitStack() as stack:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        out = stack.enter_context(_lock_part(part))
+        if path.exists():  # another process was faster
+            part.unlink(missing_ok=True)
+        else:
+            session = stack.enter_context(requests.Session())
+            session.headers.update({"User-Agent": "robust-filter-lens"})
+            session.headers.update({"Accept-Encoding": "identity"})
+            _fetch(session, url, headers or {}, out, path, progress, pause)
+            os.fsync(out.fileno())
+            try:
+                digest = check(part)
+            except BuilderError:
+                part.unlink(missing_ok=True)
+                _validator_file(path).unlink(missing_ok=True)
+                raise
+            part.replace(path)
+            _validator_file(path).unlink(missing_ok=True)
+            _sync_folder(path.parent)
+            return digest
+    return check(path)
+
+
+def _lock_part(part: Path) -> IO[bytes]:
+    """Open FILE.part for this process alone; wait for another that is fetching it."""
+    while True:
+        out = part.open("ab")
+        fcntl.flock(out, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(out.fileno()), part.stat()):
+                return out
+        out.close()  # it was renamed or deleted while we waited
+
+
+def _fetch(
+    session: Session,
+    url: str,
+    headers: dict[str, str],
+    out: IO[bytes],
+    path: Path,
+    progress: Progress | None,
+    pause: Callable[[float], None],
+) -> None:
+    """Attempt until the file is whole."""
+    import requests
+
+    failures = 0
+    while True:
+        had = out.seek(0, os.SEEK_END)
+        try:
+            _attempt(session, url, headers, out, path, progress)
+            return
+        except _Retry as e:
+            reason, wait = str(e), e.wait
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as e:
+            reason, wait = _reason(e), None
+        except requests.RequestException as e:
+            raise NetworkError(f"cannot fetch {url}: {_reason(e)}.") from None
+        have = out.seek(0, os.SEEK_END)
+        failures = 1 if have > had else failures + 1
+        if failures >= ATTEMPTS:
+            raise NetworkError(
+                f"cannot fetch {url}: {reason} ({failures} attempts in a row).",
+                hint="run the same command again later: it goes on with the "
+                f"{have:,} bytes that are there.",
+            )
+        pause(2.0 ** min(failures - 1, 6) if wait is None else wait)
+
+
+def _reason(e: Exception) -> str:
+    """The innermost words of an exception of requests, which nests and quotes its causes."""
+    text = str(e)
+    if "Name or service not known" in text or "Failed to resolve" in text:
+        return "its host name does not resolve (no network?)"
+    if "IncompleteRead" in text:
+        return "the connection ended before the announced length"
+    if "timed out" in text.lower():
+        return "the server does not answer in time"
+    if "refused" in text:
+        return "the server refuses the connection"
+    return f"the connection broke ({type(e).__name__})"
+
+
+def _attempt(
+    session: Session,
+    url: str,
+    headers: dict[str, str],
+    out: IO[bytes],
+    path: Path,
+    progress: Progress | None,
+) -> None:
+    """One request, from where the part ends; two where Drive asks for confirmation."""
+    have = out.seek(0, os.SEEK_END)
+    validator = _read_validator(path)
+    span = {"Range": f"bytes={have}-", "If-Range": validator} if have and validator else {}
+    with session.get(url, headers=headers | span, stream=True, timeout=_TIMEOUT) as response:
+        onward = _inspect(response, url)
+        if onward is None:
+            _receive(response, out, path, have, progress)
+            return
+    with session.get(onward, headers=span, stream=True, timeout=_TIMEOUT) as response:
+        if _inspect(response, url) is not None:
+            raise NetworkError(f"{url} asks for confirmation again and again.")
+        _receive(response, out, path, have, progress)
+
+
+def _inspect(response: Response, url: str) -> str | None:
+    """Sort out all answers that are not the file; return where a confirmation form leads."""
+    code = response.status_code
+    if code in _TRANSIENT:
+        raise _Retry(f"the server answers {code} {response.reason}", _retry_after(response, url))
+    if code == 416:
+        return None
+    if code in (401, 403):
+        raise NetworkError(
+            f"{url} is refused ({code} {response.reason}).",
+            hint="if it needs a login, set HF_TOKEN, or fetch the file by hand and pass its "
+            "folder with --checkpoints.",
+        )
+    if code >= 400:
+        raise NetworkError(
+            f"{url} cannot be had: {code} {response.reason}.",
+            hint="check the address; a file fetched by hand is taken from --checkpoints DIR.",
+        )
+    if "text/html" not in response.headers.get("Content-Type", ""):
+        return None
+    page = next(response.iter_content(_PAGE_BYTES), b"").decode("utf-8", "replace")
+    onward = webpage.confirmation_link(page, response.url)
+    if onward is None:
+        raise webpage.explain(page, url)
+    return onward
+
+
+def _retry_after(response: Response, url: str) -> float | None:
+    """Seconds the server asks to wait (a number or a date); None where it names none."""
+    text = response.headers.get("Retry-After")
+    if text is None:
+        return None
+    try:
+        wait = float(text)
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return None
+    if wait > MAX_WAIT:
+        raise NetworkError(
+            f"{url}: the server answers {response.status_code} and asks to wait {wait:,.0f} s.",
+            hint="run the same command again then; it goes on with what is there.",
+        )
+    return max(wait, 0.0)
+
+
+def _receive(
+    response: Response, out: IO[bytes], path: Path, have: int, progress: Progress | None
+) -> None:
+    """Append the answer's body (or begin anew where it is the whole file)."""
+    if response.status_code == 416:  # nothing behind the part: whole already, or another file
+        if response.headers.get("Content-Range") == f"bytes */{have}" and have:
+            return
+        _restart(out, path)
+        raise _Retry("the file on the server has become shorter")
+    begin, total = 0, _length(response)
+    if response.status_code == 206:
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if span is None or int(span[1]) != have:
+            _restart(out, path)
+            raise _Retry("the server sent another range than it was asked for")
+        begin, total = have, None if span[2] == "*" else int(span[2])
+    if not begin:
+        _restart(out, path)
+        _write_validator(path, response)
+    if total is not None:
+        if total > MAX_BYTES:
+            raise NetworkError(
+                f"{response.url} has {total:,} bytes; at most {MAX_BYTES:,} are read."
+            )
+        free = shutil.disk_usage(path.parent).free
+        if free < total - begin:
+            raise BuilderError(
+                f"the disk is full: {path.name} needs {total - begin:,} more bytes in "
+                f"{path.parent}, which has {free:,}.",
+                hint="free some space, or use --discard-checkpoints.",
+            )
+    at = begin
+    for block in response.iter_content(_BLOCK):
+        out.write(block)
+        at += len(block)
+        if at > MAX_BYTES:
+            raise NetworkError(f"{response.url} has more than {MAX_BYTES:,} bytes.")
+        if progress is not None:
+            progress(path.name, at, total)
+    out.flush()
+    if total is not None and at != total:
+        raise _Retry(f"{total:,} bytes were announced and {at:,} sent")
+
+
+def _length(response: Response) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    packed = "Content-Encoding" in response.headers  # then it counts other bytes than we get
+    return int(text) if text.isdecimal() and not packed else None
+
+
+def _restart(out: IO[bytes], path: Path) -> None:
+    out.truncate(0)
+    _validator_file(path).unlink(missing_ok=True)
+
+
+def _validator_file(path: Path) -> Path:
+    return path.with_name(path.name + ".part.from")
+
+
+def _write_validator(path: Path, response: Response) -> None:
+    """Keep what If-Range needs; weak tags do not promise equal bytes."""
+    tag = response.headers.get("ETag", "")
+    validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+    _validator_file(path).write_text(validator)
+
+
+def _read_validator(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return _validator_file(path).read_text()
+    return ""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk may answer into one sentence."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BuilderError(
+                f"the disk is full: cannot write {path}.",
+                hint="free some space, or use --discard-checkpoints; the next run goes on.",
+            ) from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise BuilderError(
+                f"cannot write {path}: the folder {path.parent} is read-only.",
+                hint="choose another cache folder.",
+            ) from None
+        raise BuilderError(f"cannot write {path}: {e.strerror or e}.") from None
