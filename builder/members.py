@@ -78,11 +78,13 @@ def read_recipes(path: Path | None = None) -> tuple[Recipe, ...]:
     return tuple(_parse(row, f"{path}: row {i}") for i, row in enumerate(rows, start=2))
 
 
-def _parse(row: dict[str, str], where: str) -> Recipe:
+def _parse(row: dict[Any, Any], where: str) -> Recipe:
+    if None in row or None in row.values():
+        raise UsageError(f"{where} has not the header's {len(fields(Recipe))} fields.")
     values: dict[str, Any] = {}
     for column, text in row.items():
         try:
-            values[column] = _PARSE.get(column, str)((text or "").strip())
+            values[column] = _PARSE.get(column, str)(text.strip())
         except ValueError:
             raise UsageError(f"{where}: column '{column}' is {text!r}: not a number.") from None
     recipe = Recipe(**values)

@@ -1,0 +1,144 @@
+"""The members of the mini zoo that ship: digests, cards, constructors, accuracies."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from builder.attack import PGD20, accuracy
+from builder.images import load_images
+from builder.members import build_network, read_recipes, zoo_folder
+from builder.networks import WideResNet
+from builder.registry import ModelSpec, load_cohort
+from builder.release import file_sha256
+
+CARDS = sorted(zoo_folder().glob("*.json"))
+DATA = Path(os.environ.get("RFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
+N_IMAGES = 500
+
+each_card = pytest.mark.parametrize("card_file", CARDS, ids=lambda p: p.stem)
+
+
+def read(card_file: Path) -> dict[str, Any]:
+    return json.loads(card_file.read_text())
+
+
+def load(card: dict[str, Any]) -> torch.nn.Module:
+    model = build_network(card["recipe"]["constructor"])
+    model.load_state_dict(load_file(zoo_folder() / card["file"]), strict=True)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+@each_card
+def test_card_describes_its_weights(card_file: Path) -> None:
+    card = read(card_file)
+    weights = zoo_folder() / card["file"]
+    assert card_file.stem == weights.stem == card["name"]
+    assert file_sha256(weights) == card["sha256"]
+    assert weights.stat().st_size == card["bytes"]
+    assert card["images"]["encoding"] == "jpeg"
+    for fact in ("hardware", "training_seconds", "torch", "license", "precision"):
+        assert card[fact]
+
+
+@each_card
+def test_card_holds_the_recipe_that_retrains_it(card_file: Path) -> None:
+    card = read(card_file)
+    recipes = {r.name: asdict(r) for r in read_recipes()}
+    assert recipes[card["name"]] == card["recipe"]
+
+
+@each_card
+def test_constructor_takes_exactly_the_stored_weights(card_file: Path) -> None:
+    card = read(card_file)
+    model = load(card)
+    assert sum(p.numel() for p in model.parameters()) == card["parameters"]
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+@each_card
+def test_robust_members_are_robust_and_standard_members_are_not(card_file: Path) -> None:
+    card = read(card_file)
+    if card["recipe"]["pgd_steps"]:
+        assert card["pgd20_acc"] > 30
+    else:
+        assert card["pgd20_acc"] < 2
+    assert card["pgd20"] == {**asdict(PGD20), "images": card["pgd20"]["images"]}
+
+
+@each_card
+def test_accuracies_are_measured_again(card_file: Path) -> None:
+    if not (DATA / "cifar10").is_dir():
+        pytest.skip(f"no CIFAR-10 at {DATA / 'cifar10'}; set RFL_DATA")
+    card = read(card_file)
+    model = load(card)
+    test = load_images(str(DATA / "cifar10"), "cifar10", "test").first(N_IMAGES)
+    pixels, labels = torch.from_numpy(test.pixels), torch.from_numpy(test.labels)
+    # Four standard errors of a share measured on so few images.
+    share = card["clean_acc"] / 100
+    tolerance = 400 * (share * (1 - share) / N_IMAGES) ** 0.5
+    assert accuracy(model, pixels, labels) == pytest.approx(card["clean_acc"], abs=tolerance)
+    attacked = accuracy(model, pixels[:100], labels[:100], attack=PGD20)
+    if card["recipe"]["pgd_steps"]:
+        assert attacked > 15
+    else:
+        assert attacked < 4
+
+
+def test_weights_fit_the_repository() -> None:
+    assert sum(f.stat().st_size for f in zoo_folder().iterdir()) < 40_000_000
+    assert {f.suffix for f in zoo_folder().iterdir()} <= {".csv", ".json", ".safetensors"}
+
+
+def embedded(spec: ModelSpec) -> bool:
+    return spec.checkpoint.startswith("embedded:builder/zoo/")
+
+
+def test_cohort_mini_lists_every_member_as_its_card_says() -> None:
+    members = {m.model_id: m for m in load_cohort("mini").models if embedded(m)}
+    assert set(members) == {c.stem for c in CARDS}
+    for card in map(read, CARDS):
+        spec, recipe = members[card["name"]], card["recipe"]
+        assert spec.checkpoint == f"embedded:builder/zoo/{card['file']}"
+        assert (spec.constructor, spec.architecture) == (
+            recipe["constructor"],
+            recipe["architecture"],
+        )
+        assert spec.clean_acc == card["clean_acc"]
+        assert spec.autoattack_acc is None  # never measured
+        assert spec.eps == (recipe["eps"] or None)
+
+
+def test_every_robust_member_has_its_twin() -> None:
+    cohort = load_cohort("mini")
+    robust = [m for m in cohort.models if m.robust]
+    assert [r for r, _ in cohort.pairs] == robust
+    assert all(r.constructor == s.constructor for r, s in cohort.pairs)
+
+
+@pytest.mark.parametrize("recipe", read_recipes(), ids=lambda r: r.name)
+def test_recipes_build_networks_on_cifar_images(recipe: Any) -> None:
+    with torch.device("meta"):
+        model = build_network(recipe.constructor).eval()
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_recipes_come_in_pairs_that_differ_in_the_attack_alone() -> None:
+    recipes = {r.name: r for r in read_recipes()}
+    for name, recipe in recipes.items():
+        twin = recipes[name.replace("-robust-", "-standard-")]
+        assert name.startswith(f"cifar10-{'robust' if recipe.robust else 'standard'}-")
+        for field in ("constructor", "architecture", "batch_size", "lr", "weight_decay"):
+            assert getattr(recipe, field) == getattr(twin, field)
+
+
+def test_depth_of_a_wide_resnet_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"6 n \+ 4"):
+        WideResNet(15, 1)
