@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,14 +47,16 @@ def _bits(array: pa.Array) -> _U64:
     """The bits of each value as uint64, (n,); null gives 0."""
     if pa.types.is_dictionary(array.type):
         codes = np.append(_text_codes(array.dictionary.to_pylist()), np.uint64(0))
-        return codes[pc.fill_null(array.indices, len(codes) - 1).to_numpy(zero_copy_only=False)]
+        indices = pc.fill_null(array.indices, len(codes) - 1)
+        coded: _U64 = codes[indices.to_numpy(zero_copy_only=False)]
+        return coded
     if pa.types.is_string(array.type):
         return _bits(array.dictionary_encode())
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     if array.null_count:
         array = pc.fill_null(array, 0)
-    values = array.to_numpy(zero_copy_only=False)
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
     if values.dtype.kind == "i":  # one value, one hash, whatever the width of the integer
         return values.astype(np.int64).view(np.uint64)
     return values.view(f"u{values.dtype.itemsize}").astype(np.uint64, copy=False)

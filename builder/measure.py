@@ -211,13 +211,13 @@ def orthogonality(weight: torch.Tensor) -> float | None:
         return None
     rows = weight.reshape(n, -1)
     # Through float64: the square of a float32 can overflow or vanish.
-    norms = torch.cat([r.double().square().sum(dim=1).sqrt() for r in rows.split(64)])
+    norms = torch.cat([r.double().square().sum(dim=1).sqrt() for r in torch.split(rows, 64)])
     alive = norms > 0
     inverse = torch.where(alive, 1.0 / norms, 0.0)
     unit = torch.cat(
         [
             (r.double() * s[:, None]).float()
-            for r, s in zip(rows.split(64), inverse.split(64), strict=True)
+            for r, s in zip(torch.split(rows, 64), torch.split(inverse, 64), strict=True)
         ]
     )
     total = torch.zeros((), dtype=torch.float64, device=weight.device)

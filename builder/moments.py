@@ -33,7 +33,8 @@ class Moments:
 
 def pack(scatter: Array) -> Array:
     """The 45 entries of the upper triangle, in the order of `schema.SCATTER_PAIRS`."""
-    return scatter[_ROWS, _COLS]
+    packed: Array = scatter[_ROWS, _COLS]
+    return packed
 
 
 def unpack(packed: Array) -> Array:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from builder.errors import UsageError
+from builder.errors import BuilderError, UsageError
 from builder.schema import MANIFEST, SCHEMA_VERSION
 
 
@@ -47,7 +47,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     The file must be byte for byte its own canonical form, so that any changed byte shows.
 
     Raises:
-        UsageError: no release there, a damaged manifest, or one of a newer schema.
+        UsageError: no release there, or one of a newer schema.
+        BuilderError: a damaged manifest.
     """
     path = root / MANIFEST
     try:
@@ -64,9 +65,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or raw != _canonical(manifest):
-        raise UsageError(f"{path} is damaged: it is not in the form that a build writes.")
+        raise BuilderError(f"{path} is damaged: it is not in the form that a build writes.")
     if manifest.get("sha256") != _digest(manifest):
-        raise UsageError(f"{path} is damaged: its digest does not match its content.")
+        raise BuilderError(f"{path} is damaged: its digest does not match its content.")
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise UsageError(
             f"{path} has schema version {manifest['schema_version']}; this builder knows "

@@ -93,7 +93,7 @@ def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Valu
     values: dict[int, _Value] = {}
     alive: list[torch.Tensor] = []
 
-    class Recorder(TorchDispatchMode):
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
@@ -134,7 +134,7 @@ def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Valu
     image = torch.empty(1, 3, image_size, image_size, device="meta")
     values[id(image)] = _Value(depth=0)
     alive.append(image)
-    with torch.no_grad(), Recorder():
+    with torch.no_grad(), Recorder():  # type: ignore[no-untyped-call]
         output = model(image)
     outputs = [values[id(t)] for t in _flatten([output]) if id(t) in values]
     return order, outputs

@@ -106,7 +106,7 @@ def _replacing(path: Path) -> Iterator[_HashingFile]:
     tmp = path.with_name(f".{path.name}.tmp")
     try:
         with tmp.open("wb") as file:
-            yield (sink := _HashingFile(file))
+            yield _HashingFile(file)
             file.flush()
             os.fsync(file.fileno())
         tmp.replace(path)
@@ -222,9 +222,7 @@ class FilterWriter:
             stop = min(n, start + ROWS_PER_GROUP - self._rows)
             row = np.arange(start, stop, dtype=np.int32)
             out_channel, in_channel = np.divmod(row, np.int32(in_channels))
-            scale = (
-                np.ones(len(row), np.float32) if bn_scale is None else bn_scale[out_channel]
-            )
+            scale = np.ones(len(row), np.float32) if bn_scale is None else bn_scale[out_channel]
             self._parts.append(
                 [
                     np.full(len(row), layer_index, np.int16),

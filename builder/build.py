@@ -1,0 +1,309 @@
+"""From a cohort to a verified release: each model in turn, then what spans the models."""
+
+from __future__ import annotations
+
+import errno
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder import finish, schema, sources
+from builder.errors import BuilderError, UsageError
+from builder.extract import iter_layers
+from builder.measure import measure_layer
+from builder.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
+from builder.registry import IMAGE_SIZE, Cohort
+from builder.seeded import SeededState
+from builder.workspace import Workspace, open_workspace
+from builder.write import FilterWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+Report = Callable[[str, str, int, int | None], None]
+"""Progress: (model_id or stage, what is being done, done, total)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build is asked for. The first five decide its content."""
+
+    weights: str = "checkpoints"  # or seeded:N
+    models: str | None = None
+    first_layer: bool = True
+    seed: int = 0  # of the perturbations of the first-layer response
+    version: str = "0.1.0"
+    device: str = "auto"
+    jobs: int = 1
+    fresh: bool = False
+    checkpoints: Path | None = None
+    discard_checkpoints: bool = False
+    cache: Path = Path("~/.cache/robust-filter-lens")
+    lock: Path = Path("checkpoints.lock")
+
+    @property
+    def weights_seed(self) -> int | None:
+        """N of `seeded:N`; None for checkpoints."""
+        kind, _, number = self.weights.partition(":")
+        if kind == "checkpoints" and not number:
+            return None
+        if kind == "seeded" and number.isdecimal():
+            return int(number)
+        raise UsageError(
+            f"--weights is {self.weights!r}; expected 'checkpoints' or 'seeded:N', "
+            "N a whole number."
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a build ended: failed models and their reasons, and problems inside finished ones."""
+
+    n_models: int
+    failures: dict[str, BuilderError]
+    problems: list[str]
+    already_there: bool = False
+
+
+def resolve_device(name: str) -> str:
+    """`cpu` or `cuda` for auto|cpu|cuda.
+
+    Raises:
+        UsageError: unknown name, or no CUDA device where one is asked for.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device is {name!r}; expected auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine or this torch has no CUDA device.")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def identity(cohort: Cohort, options: Options) -> dict[str, Any]:
+    """What decides the content of a release; two builds with equal identities are the same."""
+    return {
+        "schema_version": schema.SCHEMA_VERSION,
+        "cohort": cohort.name,
+        "cohort_digest": cohort.digest,
+        "models": options.models,
+        "weights": options.weights,
+        "first_layer": options.first_layer,
+        "seed": options.seed,
+        "version": options.version,
+    }
+
+
+def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcome:
+    """Build a release of `cohort` in `out`, resuming what an earlier run left there.
+
+    A model that fails (a checkpoint that is missing, wrong or refused) does not stop the others;
+    the release is completed only when none failed.
+
+    Raises:
+        UsageError: a wrong option, or a folder that holds something else.
+        BuilderError: the disk is full, or another build holds the folder.
+    """
+    import torch
+
+    device = resolve_device(options.device)
+    options.weights_seed  # noqa: B018  refuse a wrong value before anything is written
+    selected = cohort.select(options.models)
+    if options.jobs > 0:
+        # One thread measures while another encodes; more cores take more models at once.
+        torch.set_num_threads(1)
+    try:
+        made_of = identity(cohort, options)
+        with open_workspace(out, made_of, options.fresh) as workspace:
+            if workspace is None:
+                return Outcome(len(selected.models), {}, [], already_there=True)
+            planned = []
+            for p in iter_plan(selected):
+                planned.append(p)
+                report("plan", "tracing", len(planned), len(selected.models))
+            failures = _build_models(workspace, planned, options, device, report)
+            if failures:
+                return Outcome(len(planned), failures, [])
+            records = [_finished(workspace, p) for p in planned]
+            problems = finish.finish(out, made_of, selected, planned, records, report)
+            return Outcome(len(planned), {}, problems)
+    except OSError as e:
+        raise _disk_error(e, out) from e
+
+
+def _disk_error(error: OSError, out: Path) -> BuilderError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BuilderError(
+            f"the disk of {out} is full; what was finished is kept.",
+            hint="free some space and run the same command again: it goes on from there.",
+        )
+    where = f" ({error.filename})" if error.filename else ""
+    return BuilderError(f"cannot write to {out}: {error.strerror or error}{where}.")
+
+
+def _finished(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
+    record = workspace.finished(planned.spec.model_id)
+    if record is None:
+        raise BuilderError(
+            f"the filters of {planned.spec.model_id} disappeared during the build.",
+            hint="run the same command again.",
+        )
+    return record
+
+
+def _build_models(
+    workspace: Workspace,
+    planned: list[PlannedModel],
+    options: Options,
+    device: str,
+    report: Report,
+) -> dict[str, BuilderError]:
+    """Build every model that is not finished; reasons of those that failed."""
+    failures: dict[str, BuilderError] = {}
+    stop = threading.Event()
+
+    def one(position: int, p: PlannedModel) -> None:
+        model_id = p.spec.model_id
+        if stop.is_set():
+            return
+        if workspace.finished(model_id) is not None:
+            report(model_id, "already there", position, len(planned))
+            return
+        try:
+            _build_model(workspace, p, options, device, report)
+        except BuilderError as e:
+            failures[model_id] = e
+            report(model_id, "failed", position, len(planned))
+            return
+        report(model_id, "done", position, len(planned))
+
+    with ThreadPoolExecutor(max(1, options.jobs), thread_name_prefix="model") as pool:
+        futures: list[Future[None]] = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            stop.set()
+            raise
+        if any(f.exception() for f in done):  # a full disk ends the build, a bad model does not
+            stop.set()
+    for future in futures:
+        future.result()
+    return dict(sorted(failures.items()))
+
+
+def _build_model(
+    workspace: Workspace, p: PlannedModel, options: Options, device: str, report: Report
+) -> None:
+    """Fetch, extract, measure, write and record one model."""
+    spec = p.spec
+    meta = construct_on_meta(spec)
+    state: Mapping[str, torch.Tensor]
+    fetched = None
+    if options.weights_seed is not None:
+        state = SeededState(meta, spec.model_id, options.weights_seed)
+    else:
+        report(spec.model_id, "fetching", 0, None)
+        fetched = sources.fetch(
+            spec,
+            cache=options.cache.expanduser(),
+            checkpoints=options.checkpoints,
+            lock=options.lock,
+            progress=lambda what, done, total: report(spec.model_id, what, done, total),
+        )
+        state = sources.load_state(spec, fetched, meta)
+    path = schema.filters_path(spec.dataset, spec.model_id)
+    layers: list[dict[str, Any]] = []
+    problems: list[str] = []
+    n = 0
+    with FilterWriter(
+        workspace.root / path, spec.dataset, spec.model_id, options.weights
+    ) as writer:
+        for layer in iter_layers(p.convs, state, device):
+            measured = measure_layer(layer)
+            scale = None if layer.bn_scale is None else layer.bn_scale.cpu().numpy()
+            writer.append(
+                layer.index,
+                layer.conv.in_channels,
+                measured.columns.cpu().numpy(),
+                measured.linf.cpu().numpy(),
+                scale,
+            )
+            for view, metrics in measured.views.items():
+                if metrics["layer_linf"] is None:
+                    problems.append(
+                        f"{spec.model_id}: layer {layer.conv.layer} has NaN or infinite "
+                        f"{view} weights; its metrics are null."
+                    )
+                layers.append(
+                    {
+                        "dataset": spec.dataset,
+                        "model_id": spec.model_id,
+                        "layer_index": layer.index,
+                        "layer": layer.conv.layer,
+                        "weights": view,
+                        **layer_graph(layer.conv),
+                        **{k: _plain(v) for k, v in metrics.items()},
+                    }
+                )
+            n += layer.conv.n_filters
+            report(spec.model_id, "filters", n, p.n_filters)
+    first_layer = []
+    if options.first_layer:
+        first_layer = _first_layer(p, state, options, device, report)
+    assert writer.written is not None
+    workspace.record(
+        spec.model_id,
+        {
+            "path": path,
+            "file": asdict(writer.written),
+            "layers": layers,
+            "first_layer": first_layer,
+            "checkpoint": None
+            if fetched is None
+            else {"urls": fetched.urls, "sha256": fetched.sha256, "bytes": fetched.bytes},
+            "problems": problems,
+        },
+    )
+    if fetched is not None and options.discard_checkpoints:
+        sources.discard(fetched)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float) else value.tolist()
+
+
+def _first_layer(
+    p: PlannedModel,
+    state: Mapping[str, torch.Tensor],
+    options: Options,
+    device: str,
+    report: Report,
+) -> list[dict[str, Any]]:
+    from builder.first_layer import measure_response
+
+    report(p.spec.model_id, "first layer", 0, None)
+    model = sources.instantiate(p.spec, dict(state)).to(device)
+    rows = measure_response(
+        model,
+        eps=p.spec.eps_value,
+        image_size=IMAGE_SIZE[p.spec.dataset],
+        seed=options.seed,
+        device=device,
+    )
+    return [
+        {
+            "dataset": p.spec.dataset,
+            "model_id": p.spec.model_id,
+            **{
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in row.items()
+            },
+        }
+        for row in rows
+    ]

@@ -1,0 +1,228 @@
+"""Metrics by hand, by property, against torchconvquality and against NumPy."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from builder.extract import Layer, bn_scale
+from builder.measure import measure_layer
+from builder.recompute import recompute
+from builder.trace import TracedConv
+
+
+def conv_of(weight: torch.Tensor) -> TracedConv:
+    out, inside, *_ = weight.shape
+    return TracedConv("c", "c.weight", 0, 0.0, out, inside, (3, 3), 1, 1, None, None)
+
+
+def measure(weight: torch.Tensor, scale: torch.Tensor | None = None) -> dict[str, dict]:
+    return measure_layer(Layer(0, conv_of(weight), weight, scale)).views
+
+
+def gaussian(out: int, inside: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(out, inside, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_columns_are_the_filters_row_major_and_linf_their_largest_magnitude():
+    weight = gaussian(2, 3)
+    measured = measure_layer(Layer(0, conv_of(weight), weight, None))
+    assert measured.columns.shape == (9, 6)
+    assert measured.columns[:, 4].tolist() == weight[1, 1].flatten().tolist()
+    assert measured.linf[4] == weight[1, 1].abs().max()
+
+
+def test_a_filter_at_exactly_one_percent_is_sparse():
+    weight = torch.zeros(3, 1, 3, 3)
+    weight[0, 0, 0, 0] = 100.0
+    weight[1, 0, 1, 1] = -1.0  # exactly a hundredth
+    weight[2, 0, 1, 1] = float(np.nextafter(np.float32(1), np.float32(2)))
+    metrics = measure(weight)["trained"]
+    assert (metrics["n_sparse"], metrics["sparsity"]) == (1, 1 / 3)
+
+
+def test_the_threshold_is_compared_in_float64():
+    # 0.1f / 100 lies between two float32: in float32 the comparison would round it up.
+    largest = np.float32(0.1)
+    below = np.float32(np.float64(largest) / 100)
+    below = below if np.float64(below) <= np.float64(largest) / 100 else np.nextafter(below, 0)
+    weight = torch.zeros(3, 1, 3, 3)
+    weight[0, 0, 0, 0] = float(largest)
+    weight[1, 0, 0, 0] = float(below)
+    weight[2, 0, 0, 0] = float(np.nextafter(below, np.float32(1)))
+    assert measure(weight)["trained"]["n_sparse"] == 1
+
+
+def test_one_filter_per_direction_has_the_entropy_of_eight_equal_directions():
+    # Nine unit filters e_i: the covariance is I - 11^T / 9, eight equal eigenvalues and a zero.
+    weight = torch.eye(9).reshape(9, 1, 3, 3)
+    metrics = measure(weight)["trained"]
+    assert metrics["variance_entropy"] == pytest.approx(math.log10(8))
+    assert metrics["orthogonality"] == pytest.approx(1.0)
+    assert (metrics["norm_l1"], metrics["norm_l2"]) == (1.0, 1.0)
+
+
+def test_scaling_by_the_own_maximum_makes_multiples_of_one_filter_equal():
+    weight = torch.arange(1.0, 10).reshape(1, 1, 3, 3) * torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)
+    metrics = measure(weight)["trained"]
+    assert metrics["variance_entropy"] == 0.0  # scaled, they do not vary
+    assert metrics["variance_entropy_raw"] == pytest.approx(0.0, abs=1e-9)  # along one direction
+    assert metrics["orthogonality"] == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(metrics["mean"], np.arange(1, 10) / 9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-30, 1e30, -3.0])
+def test_a_constant_layer_has_exactly_no_variance(value: float):
+    metrics = measure(torch.full((7, 5, 3, 3), value))["trained"]
+    assert metrics["variance_entropy"] == metrics["variance_entropy_raw"] == 0.0
+    assert not metrics["scatter"].any()
+    assert metrics["explained_variance_ratio"].tolist() == [0.0] * 9
+    assert metrics["n_sparse"] == 0
+    assert metrics["orthogonality"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_all_zero_layer_is_all_sparse():
+    metrics = measure(torch.zeros(4, 2, 3, 3))["trained"]
+    assert (metrics["layer_linf"], metrics["n_sparse"], metrics["sparsity"]) == (0.0, 8, 1.0)
+    assert metrics["variance_entropy"] == 0.0 and metrics["variance_entropy_norm"] is None
+    # Zero rows stay zero: only the diagonal differs from I, by 1 each: 1 - 4 / (4 * 3).
+    assert metrics["orthogonality"] == pytest.approx(2 / 3)
+
+
+def test_one_output_channel_has_no_orthogonality():
+    assert measure(gaussian(1, 6))["trained"]["orthogonality"] is None
+
+
+def test_two_output_channels_have_one_minus_their_cosine():
+    weight = torch.zeros(2, 1, 3, 3)
+    weight[0, 0, 0, 0] = 5.0
+    weight[1, 0, 0, :2] = torch.tensor([-3.0, 4.0])  # cosine -3/5
+    assert measure(weight)["trained"]["orthogonality"] == pytest.approx(1 - 0.6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_have_no_metrics(bad: float):
+    weight = gaussian(4, 4)
+    weight[2, 1, 0, 0] = bad
+    for view in measure(weight, torch.ones(4)).values():
+        assert set(view.values()) == {None}
+
+
+def test_a_scale_that_is_not_finite_takes_the_metrics_of_the_folded_view_only():
+    views = measure(gaussian(2, 2), torch.tensor([1.0, math.nan]))
+    assert views["trained"]["sparsity"] is not None
+    assert set(views["folded"].values()) == {None}
+
+
+@pytest.mark.parametrize("factor", [1e-36, 1e36])
+def test_huge_and_tiny_weights_neither_overflow_nor_vanish(factor: float):
+    weight = gaussian(6, 6)
+    plain, scaled = measure(weight)["trained"], measure(weight * factor)["trained"]
+    for name in ("sparsity", "variance_entropy", "variance_entropy_raw", "orthogonality"):
+        assert scaled[name] == pytest.approx(plain[name], rel=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 12), st.integers(1, 12))
+def test_power_of_two_scales_and_permutations_change_nothing(seed: int, out: int, inside: int):
+    weight = gaussian(out, inside, seed)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = weight[torch.randperm(out, generator=generator)]
+    shuffled = shuffled[:, torch.randperm(inside, generator=generator)] * 8
+    before, after = measure(weight)["trained"], measure(shuffled)["trained"]
+    assert before["n_sparse"] == after["n_sparse"]
+    for name in ("variance_entropy", "variance_entropy_raw_clean", "orthogonality"):
+        assert after[name] == pytest.approx(before[name], rel=1e-6, abs=1e-9)
+    assert 0 <= before["variance_entropy"] <= math.log10(9)
+    assert 0 <= before["orthogonality"] <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12), st.booleans())
+def test_both_views_agree_with_numpy(seed: int, out: int, inside: int, dead: bool):
+    weight = gaussian(out, inside, seed)
+    weight[: out // 2] *= 1e-3
+    scale = torch.randn(out, generator=torch.Generator().manual_seed(seed))
+    scale[0] = 0.0 if dead else scale[0]
+    views = measure(weight, scale)
+    for view, w in (("trained", weight), ("folded", weight * scale.view(-1, 1, 1, 1))):
+        expected = recompute(w.reshape(-1, 9).numpy(), out)
+        for name, value in expected.items():
+            have = views[view][name]
+            if value is None:
+                assert have is None, name
+            else:
+                np.testing.assert_allclose(have, value, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_folding_flips_signs_and_changes_sparsity_but_not_orthogonality():
+    weight = gaussian(8, 8)
+    views = measure(weight, torch.tensor([-1.0, 1, 1, 1, 1, 1, 1, 1e-4]))
+    assert views["folded"]["n_sparse"] == views["trained"]["n_sparse"] + 8
+    assert views["folded"]["orthogonality"] == views["trained"]["orthogonality"]
+    assert views["folded"]["variance_entropy"] != views["trained"]["variance_entropy"]
+
+
+def test_bn_scale_is_gamma_over_the_deviation():
+    conv = TracedConv("c", "c.weight", 0, 0.0, 2, 1, (3, 3), 1, 1, "bn", 1e-5)
+    state = {"bn.running_var": torch.tensor([4.0, 0.25]), "bn.weight": torch.tensor([2.0, -1.0])}
+    scale = bn_scale(conv, state)
+    assert scale is not None
+    np.testing.assert_allclose(scale, [1, -2], rtol=1e-4)
+    del state["bn.weight"]  # affine=False
+    np.testing.assert_allclose(bn_scale(conv, state), [0.5, 2], rtol=1e-4)  # type: ignore[arg-type]
+
+
+def example_weights() -> dict[str, torch.Tensor]:
+    spec = importlib.util.find_spec("pyautoattack")
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent / "examples" / "model_test.pt"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {k: v for k, v in state.items() if v.shape[-2:] == (3, 3)}
+
+
+def test_metrics_are_those_of_torchconvquality_on_a_trained_network():
+    torchconvquality = pytest.importorskip("torchconvquality")
+    worst = 0.0
+    names = {
+        "sparsity": "sparsity",
+        "variance_entropy_raw": "variance_entropy",
+        "variance_entropy_raw_norm": "variance_entropy_norm",
+        "variance_entropy_raw_clean": "variance_entropy_clean",
+        "variance_entropy_raw_clean_norm": "variance_entropy_clean_norm",
+        "orthogonality": "orthogonality",
+    }
+    for key, weight in example_weights().items():
+        ours = measure(weight)["trained"]
+        theirs = torchconvquality.measure_conv_weight_quality(weight)
+        for mine, name in names.items():
+            worst = max(worst, abs(ours[mine] - theirs[name]))
+            assert ours[mine] == pytest.approx(theirs[name], abs=1e-5), (key, mine)
+    assert worst < 1e-5
+
+
+def test_known_values_on_a_trained_network():
+    weights = example_weights()
+    first = measure(weights["conv1.weight"])["trained"]
+    last = measure(weights["layer4.1.conv2.weight"])["trained"]
+    assert first["variance_entropy_raw"] == pytest.approx(0.7575, abs=5e-5)
+    assert last["variance_entropy_raw"] == pytest.approx(0.4046, abs=5e-5)
+    assert first["variance_entropy"] == pytest.approx(0.7577, abs=5e-5)
+    assert last["variance_entropy"] == pytest.approx(0.5562, abs=5e-5)
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    weight, scale = gaussian(512, 512), torch.randn(512)
+    cpu = measure(weight, scale)
+    cuda = measure_layer(Layer(0, conv_of(weight), weight.cuda(), scale.cuda())).views
+    for view in cpu:
+        for name, value in cpu[view].items():
+            np.testing.assert_allclose(cuda[view][name], value, rtol=1e-6, atol=1e-9, err_msg=name)

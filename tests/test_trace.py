@@ -1,0 +1,164 @@
+"""The trace against ONNX exports (the oracle), and its rules on networks made for them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx_oracle import randomise, read_onnx
+from torch import nn
+
+from builder.errors import BuilderError
+from builder.extract import iter_layers
+from builder.sources import construct
+from builder.trace import depth_bin, trace
+
+CONSTRUCTORS = [
+    pytest.param(name, size, id=name)
+    for name, size in [
+        ("builder.networks:autoattack_example", 32),
+        ("robustbench:cifar10/Andriushchenko2020Understanding", 32),  # PreActResNet-18
+        ("robustbench:cifar10/Sehwag2021Proxy_R18", 32),  # ResNet-18, post-activation
+        ("robustbench:cifar10/Rebuffi2021Fixing_R18_ddpm", 32),  # DeepMind's PreActResNet-18
+        ("robustbench:cifar10/Engstrom2019Robustness", 32),  # ResNet-50
+        ("robustbench:cifar10/Ding2020MMA", 32),  # WideResNet-28-4
+        ("robustbench:cifar10/Gowal2020Uncovering_28_10_extra", 32),  # DeepMind's WideResNet
+        ("robustbench:cifar10/Dai2021Parameterizing", 32),  # parametric activations
+        ("robustbench:cifar10/Huang2021Exploring", 32),  # WideResNet-34-R
+        ("robustbench:cifar100/Rice2020Overfitting", 32),
+        ("robustbench:imagenet/Salman2020Do_R18", 224),
+        ("timm:resnet50", 224),
+    ]
+]
+CONSTRUCTORS.append(
+    pytest.param(
+        "robustbench:cifar10/Chen2020Adversarial", 32, id="ensemble", marks=pytest.mark.slow
+    )
+)
+
+
+@pytest.mark.parametrize(("constructor", "size"), CONSTRUCTORS)
+def test_folded_weights_and_depths_are_those_of_the_onnx_export(constructor: str, size: int):
+    with torch.device("meta"):
+        convs = trace(construct(constructor), size)
+    model = randomise(construct(constructor), seed=1)
+    exported = read_onnx(model, size)
+    assert [c.conv_depth for c in convs] == [e.depth for e in exported]
+    assert [c.conv_depth_norm for c in convs] == [e.depth / (e.n_depths - 1) for e in exported]
+    expected = [e.weight for e in exported if e.weight.shape[2:] == (3, 3)]
+    for layer, weight in zip(iter_layers(convs, model.state_dict()), expected, strict=True):
+        folded = layer.weight
+        if layer.bn_scale is not None:
+            folded = folded * layer.bn_scale[:, None, None, None]
+        assert folded.numpy().tobytes() == weight.tobytes(), layer.conv.layer
+
+
+def on_meta(make):  # noqa: ANN001, ANN201
+    with torch.device("meta"):
+        return trace(make(), 8)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4, eps=0.25)
+        self.other = nn.Conv2d(4, 4, 3, padding=1)
+
+
+def test_a_convolution_that_never_runs_is_no_part_of_the_network():
+    class Dead(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(self.conv(x))
+
+    assert [c.layer for c in on_meta(Dead)] == ["conv"]
+
+
+def test_a_convolution_whose_output_is_dropped_is_no_part_of_the_network():
+    class Dropped(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            self.other(y)
+            return self.bn(y)
+
+    (conv,) = on_meta(Dropped)
+    assert (conv.layer, conv.bn_layer, conv.bn_eps) == ("conv", "bn", 0.25)
+
+
+def test_a_second_consumer_of_the_output_prevents_folding():
+    class Shared(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.bn(y) + y
+
+    assert on_meta(Shared)[0].bn_layer is None
+
+
+def test_an_activation_between_prevents_folding():
+    class Between(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(F.relu_(self.conv(x)))
+
+    assert on_meta(Between)[0].bn_layer is None
+
+
+def test_an_in_place_addition_is_a_consumer():
+    class InPlace(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            z = self.other(y)
+            z += y
+            return self.bn(z)
+
+    first, second = on_meta(InPlace)
+    assert first.bn_layer is None and second.bn_layer is None
+    assert (first.conv_depth, second.conv_depth) == (0, 1)
+
+
+def test_a_weight_used_twice_is_one_layer():
+    class Twice(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(self.other(self.conv(x)))
+
+    assert [c.layer for c in on_meta(Twice)] == ["conv", "other"]
+
+
+def test_groups_and_strides_are_reported():
+    make = lambda: nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, groups=3))  # noqa: E731
+    (conv,) = on_meta(make)
+    assert (conv.out_channels, conv.in_channels, conv.groups, conv.stride) == (6, 1, 3, 2)
+    assert conv.n_filters == 6 and conv.conv_depth_norm == 0.0 and conv.depth_bin == 0
+
+
+def test_transposed_convolutions_do_not_count():
+    make = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3))  # noqa: E731
+    assert len(on_meta(make)) == 1
+
+
+def test_a_computed_weight_is_refused():
+    class Computed(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, self.conv.weight * 2)
+
+    with pytest.raises(BuilderError, match="computed weight"):
+        on_meta(Computed)
+
+
+def test_a_network_that_does_not_run_is_one_message():
+    with pytest.raises(BuilderError, match="tracing Sequential failed on a 8x8 image"):
+        on_meta(lambda: nn.Sequential(nn.Conv2d(4, 4, 3)))
+    with pytest.raises(BuilderError, match="runs no 2-d convolution"):
+        on_meta(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 2)))
+
+
+@pytest.mark.parametrize(
+    ("rank", "last", "expected"),
+    [(0, 30, 0), (1, 30, 1), (3, 30, 1), (4, 30, 2), (6, 30, 2), (27, 30, 9), (30, 30, 10)],
+)
+def test_depth_bins_are_right_closed_deciles(rank: int, last: int, expected: int):
+    assert depth_bin(rank, rank / last) == expected
+
+
+def test_every_decile_edge_belongs_to_the_bin_below():
+    for last in (10, 20, 30, 70, 100):
+        assert [depth_bin(k * last // 10, k * last // 10 / last) for k in range(11)] == [
+            0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+        ]  # fmt: skip
