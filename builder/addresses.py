@@ -92,7 +92,7 @@ def local_file(spec: ModelSpec, address: Address) -> Path:
     found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
     if len(found) != 1:
         raise UsageError(
-            f"{spec.model_id}: the folder {path} holds {len(found)} checkpoints; expected exactly one"
+            f"{spec.model_id}: {path} holds {len(found)} checkpoints; expected exactly one"
             + (f" (found {', '.join(p.name for p in found[:5])})." if found else "."),
             hint=f"checkpoints end in {', '.join(SUFFIXES)}.",
         )

@@ -203,16 +203,19 @@ def _skip_initialisation() -> Iterator[None]:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    fills = {
-        getattr(torch.Tensor, name)
-        for name in ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_")
-    }
+    random = ["normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_"]
+    random += ["xavier_normal_", "xavier_uniform_", "orthogonal_"]
+    owners = (torch.Tensor, torch.nn.init)
+    fills = {getattr(owner, f) for owner in owners for f in random if hasattr(owner, f)}
 
     class Skip(TorchFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            return args[0] if func in fills else func(*args, **(kwargs or {}))
+            kwargs = kwargs or {}
+            if func in fills:
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
 
     with Skip():
         yield
