@@ -73,16 +73,16 @@ def _read(path: Path, name: str) -> Query:
         raise UsageError(f"cannot read the query {path}: {e}.") from None
 
 
-def queries() -> list[Query]:
+def list_queries() -> list[Query]:
     """Every query of the project: the findings in order, then the audit queries."""
     folder = project_file("queries")
     files = [*sorted(folder.glob("[0-9]*.sql")), *sorted((folder / "audit").glob("*.sql"))]
     return [_read(f, f.relative_to(folder).with_suffix("").as_posix()) for f in files]
 
 
-def findings() -> list[Query]:
+def list_findings() -> list[Query]:
     """The queries that reproduce a finding, in order."""
-    return [q for q in queries() if "/" not in q.name]
+    return [q for q in list_queries() if "/" not in q.name]
 
 
 def load(name: str) -> Query:
@@ -93,7 +93,7 @@ def load(name: str) -> Query:
     """
     if name == "-":
         return parse("-", sys.stdin.read())
-    known = queries()
+    known = list_queries()
     for query in known:
         if name in (query.name, query.subject, query.name.rpartition("/")[2]):
             return query
@@ -111,11 +111,13 @@ def readme_index() -> str:
     """The index of queries, as a Markdown table of names, findings and places in the paper."""
     lines = ["| query | finding | paper |", "|---|---|---|"]
     lines += [
-        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} | {q.paper} |" for q in findings()
+        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} | {q.paper} |" for q in list_findings()
     ]
     lines += ["", "| audit query | recomputes from the raw filters |", "|---|---|"]
     lines += [
-        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} |" for q in queries() if "/" in q.name
+        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} |"
+        for q in list_queries()
+        if "/" in q.name
     ]
     return "\n".join(lines) + "\n"
 

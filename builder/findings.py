@@ -135,16 +135,16 @@ def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
 
     Args:
         release: folder or Hub address.
-        memory_limit: as in `query.connect`.
+        memory_limit: as in `query.open_views`.
 
     Raises:
         UsageError: no release there.
         BuilderError: a query or claim of the project does not run.
     """
     manifest = open_release(release).manifest
-    with query.connect(release, memory_limit=memory_limit) as con:
+    with query.open_views(release, memory_limit=memory_limit) as con:
         found = []
-        for asked in catalog.findings():
+        for asked in catalog.list_findings():
             try:
                 found.append(_examine(con, manifest, asked))
             except duckdb.Error as e:

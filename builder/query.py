@@ -17,16 +17,18 @@ import duckdb
 import pyarrow as pa
 
 from builder import catalog, hub, render, schema
-from builder.catalog import Query
+from builder.catalog import Query, list_queries
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.reader import open_release
 from builder.release import project_file
+
+__all__ = ["Answer", "Query", "answer_query", "list_queries", "open_views", "run_query"]
 
 BATCH_ROWS = 65_536
 
 
 @contextmanager
-def connect(
+def open_views(
     release: str, *, memory_limit: str | None = None, threads: int | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with the views of a release; closed at the end, whatever happens.
@@ -159,7 +161,7 @@ class Answer:
         return [row for batch in self.batches for row in batch.to_pylist()]
 
 
-def run(
+def run_query(
     con: duckdb.DuckDBPyConnection, query: Query, params: Mapping[str, str] | None = None
 ) -> Answer:
     """Run a query. Read the answer before the connection runs another one.
@@ -216,6 +218,6 @@ def answer_query(
         raise UsageError(f"--format {form}: expected {', '.join(render.FORMATS)}.")
     query = catalog.load(name)
     given = parse_params(params)
-    with connect(release, memory_limit=memory_limit) as con:
-        answer = run(con, query, given)
+    with open_views(release, memory_limit=memory_limit) as con:
+        answer = run_query(con, query, given)
         return render.write(answer.name, answer.schema, answer.batches, form, out, width)

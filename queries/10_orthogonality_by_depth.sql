@@ -42,21 +42,28 @@ boxes as (
         quantile_cont(value, 0.25) as q1,
         quantile_cont(value, 0.5) as median,
         quantile_cont(value, 0.75) as q3,
-        avg(value) as mean,
-        2.5 * q1 - 1.5 * q3 as low_fence,
-        2.5 * q3 - 1.5 * q1 as high_fence
+        avg(value) as mean
     from per_member
     where value is not null
     group by all
 ),
 
+fences as (
+    select
+        *,
+        q1 - 1.5 * (q3 - q1) as low_fence,
+        q3 + 1.5 * (q3 - q1) as high_fence
+    from boxes
+),
+
+-- A whisker reaches the last value inside the fence, and never into the box.
 whiskers as (
     select
         b.*,
-        least(min(m.value) filter (where m.value >= b.low_fence), b.q1) as whisker_low,
-        greatest(max(m.value) filter (where m.value <= b.high_fence), b.q3) as whisker_high,
+        min(m.value) filter (where m.value >= b.low_fence) as low,
+        max(m.value) filter (where m.value <= b.high_fence) as high,
         count(*) filter (where m.value < b.low_fence or m.value > b.high_fence) as n_outliers
-    from boxes as b
+    from fences as b
     inner join per_member as m using (dataset, kind, depth_bin)
     group by all
 ),
@@ -78,21 +85,21 @@ select
     w.depth_bin,
     w.kind,
     w.n_points,
-    w.whisker_low,
+    least(w.low, w.q1) as whisker_low,
     w.q1,
     w.median,
     w.q3,
-    w.whisker_high,
+    greatest(w.high, w.q3) as whisker_high,
     w.n_outliers,
     p.box['median'] as published_median,
     w.mean,
     p.box['mean'] as published,
     greatest(
-        abs(w.whisker_low - p.box['whisker_low']),
+        abs(whisker_low - p.box['whisker_low']),
         abs(w.q1 - p.box['q1']),
         abs(w.median - p.box['median']),
         abs(w.q3 - p.box['q3']),
-        abs(w.whisker_high - p.box['whisker_high']),
+        abs(whisker_high - p.box['whisker_high']),
         abs(w.mean - p.box['mean']),
         abs(w.n_outliers - p.box['n_outliers'])
     ) as difference,

@@ -2,7 +2,21 @@
 -- finding: First layers of robust models suppress small perturbations of the image.
 -- paper: first-layer figures (pictures of one model; no number is published)
 -- expect: ratio below 1: less passes the robust first layer than the standard one
--- note: Relative change behind the activation over that of the input; our measure.
+-- note: Our measure: relative change behind the activation (post) or before it (pre) over that of the
+--       input. An ensemble's first convolutions are averaged.
+with per_model as (
+    select
+        model_id,
+        perturbation,
+        max(eps) as eps,
+        max(n_images) as n_images,
+        avg(response_pre) as pre,
+        avg(response_post) as post
+    from first_layer
+    where out_channel is null
+    group by model_id, perturbation
+)
+
 select
     p.dataset,
     p.architecture,
@@ -11,13 +25,12 @@ select
     p.standard_model_id,
     r.eps,
     r.n_images,
-    s.response_pre as standard_pre,
-    r.response_pre as robust_pre,
-    s.response_post as standard_post,
-    r.response_post as robust_post,
-    r.response_post / nullif(s.response_post, 0) as ratio
+    s.pre as standard_pre,
+    r.pre as robust_pre,
+    s.post as standard_post,
+    r.post as robust_post,
+    r.post / nullif(s.post, 0) as ratio
 from pairs as p
-inner join first_layer as r on p.robust_model_id = r.model_id
-inner join first_layer as s on p.standard_model_id = s.model_id and r.perturbation = s.perturbation
-where r.out_channel is null and s.out_channel is null
-order by p.dataset, r.perturbation, p.robust_model_id, r.layer, s.layer
+inner join per_model as r on p.robust_model_id = r.model_id
+inner join per_model as s on p.standard_model_id = s.model_id and r.perturbation = s.perturbation
+order by p.dataset, r.perturbation, p.robust_model_id

@@ -1,0 +1,48 @@
+-- title: Sparse filters of every layer
+-- finding: Filters whose largest |weight| is at most a hundredth of the layer's, in both views.
+-- expect: equal to layers.n_sparse
+-- param: model_id, one model; default every model
+with lengths as (
+    select
+        model_id,
+        layer_index,
+        unnest(['trained', 'folded']) as weights,
+        unnest([linf, linf * abs(bn_scale)]) as length
+    from filters
+    where model_id = coalesce(getvariable('model_id'), model_id)
+),
+
+largest as (
+    select
+        model_id,
+        layer_index,
+        weights,
+        max(length)::double as layer_linf
+    from lengths
+    group by all
+),
+
+counted as (
+    select
+        f.model_id,
+        f.layer_index,
+        f.weights,
+        count(*) as n_filters,
+        count(*) filter (where f.length::double <= g.layer_linf / 100) as n_sparse
+    from lengths as f
+    inner join largest as g using (model_id, layer_index, weights)
+    group by all
+)
+
+select
+    c.model_id,
+    c.layer_index,
+    c.weights,
+    c.n_filters,
+    c.n_sparse,
+    l.n_sparse as stored,
+    c.n_sparse - l.n_sparse as difference,
+    difference = 0 as within
+from counted as c
+left join layers as l using (model_id, layer_index, weights)
+order by c.model_id, c.layer_index, c.weights
