@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import fnmatch
 import hashlib
-import importlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from fractions import Fraction
 from importlib.resources import files
@@ -20,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from builder.attack import PGD20, accuracy
+from builder.constructors import construct
 from builder.errors import BuilderError, UsageError
 from builder.images import Images, load_images
 from builder.registry import ModelSpec
 from builder.release import file_sha256, write_atomic
 from builder.train import Progress, Recipe, initialise, train, uses_bf16
+from builder.train_progress import progress_line
 
 ATTACKED_IMAGES = 2000
 """Test images, from the first, that `pgd20_acc` is measured on."""
@@ -137,20 +139,13 @@ def counterpart(spec: ModelSpec, **changes: Any) -> Recipe:
     )
 
 
-def build_network(constructor: str) -> nn.Module:
-    """Call a `module:function` constructor."""
-    module, _, function = constructor.partition(":")
-    network: nn.Module = getattr(importlib.import_module(module), function)()
-    return network
-
-
 def train_member(
     recipe: Recipe,
     *,
     data: str | None,
     out: Path,
     device: torch.device,
-    build: Callable[[str], nn.Module] = build_network,
+    build: Callable[[str], nn.Module] = construct,
     on_step: Callable[[Progress], None] = lambda progress: None,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -175,6 +170,7 @@ def train_member(
         return _finished(card_file, recipe)
     images = load_images(data, recipe.dataset, "train")
     test = load_images(data, recipe.dataset, "test")
+    torch.backends.cudnn.deterministic = True  # one seed, one result, at some cost on a GPU
     model = initialise(recipe, lambda: build(recipe.constructor))
     seconds = train(recipe, model, images, checkpoint=checkpoint, device=device, on_step=on_step)
     card = {
@@ -199,6 +195,24 @@ def train_member(
     write_atomic(card_file, (json.dumps(card, indent=1) + "\n").encode())
     checkpoint.unlink(missing_ok=True)
     return card
+
+
+def train_members(
+    recipes: Iterable[Recipe],
+    *,
+    data: str | None,
+    out: Path,
+    device: torch.device,
+    console: Console,
+    force: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Train recipes one after the other, a progress line each; yields their cards."""
+    for recipe in recipes:
+        with progress_line(recipe.name, console) as on_step:
+            card = train_member(
+                recipe, data=data, out=out, device=device, on_step=on_step, force=force
+            )
+        yield card
 
 
 def evaluate(model: nn.Module, test: Images, device: torch.device) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from builder.attack import PGD20, accuracy
+from builder.constructors import construct
 from builder.images import load_images
-from builder.members import build_network, read_recipes, zoo_folder
+from builder.members import read_recipes, zoo_folder
 from builder.networks import WideResNet
 from builder.registry import ModelSpec, load_cohort
 from builder.release import file_sha256
@@ -31,7 +32,7 @@ def read(card_file: Path) -> dict[str, Any]:
 
 
 def load(card: dict[str, Any]) -> torch.nn.Module:
-    model = build_network(card["recipe"]["constructor"])
+    model = construct(card["recipe"]["constructor"])
     model.load_state_dict(load_file(zoo_folder() / card["file"]), strict=True)
     return model.to(memory_format=torch.channels_last).eval()
 
@@ -94,7 +95,7 @@ def test_accuracies_are_measured_again(card_file: Path) -> None:
 
 def test_weights_fit_the_repository() -> None:
     assert sum(f.stat().st_size for f in zoo_folder().iterdir()) < 40_000_000
-    assert {f.suffix for f in zoo_folder().iterdir()} <= {".csv", ".json", ".safetensors"}
+    assert {f.suffix for f in zoo_folder().iterdir()} <= {".csv", ".json", ".md", ".safetensors"}
 
 
 def embedded(spec: ModelSpec) -> bool:
@@ -126,7 +127,7 @@ def test_every_robust_member_has_its_twin() -> None:
 @pytest.mark.parametrize("recipe", read_recipes(), ids=lambda r: r.name)
 def test_recipes_build_networks_on_cifar_images(recipe: Any) -> None:
     with torch.device("meta"):
-        model = build_network(recipe.constructor).eval()
+        model = construct(recipe.constructor).eval()
         assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
