@@ -10,6 +10,7 @@ import csv
 import fnmatch
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
@@ -253,7 +254,7 @@ def _finished(card_file: Path, recipe: Recipe) -> dict[str, Any]:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{_cpu_name()}, {os.cpu_count()} cores"
 
 
 def _cpu_name() -> str:
