@@ -33,7 +33,7 @@ ATTEMPTS = 6
 """Attempts in a row that may fail without a byte of progress."""
 MAX_WAIT = 300.0  # seconds; a server that asks for more is not waited for
 MAX_BYTES = 16 << 30
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16  # what a broken connection may lose
 _TIMEOUT = (20, 60)  # seconds to connect, and between two pieces of the answer
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PAGE_BYTES = 1 << 20

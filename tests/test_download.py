@@ -1,0 +1,301 @@
+"""Downloads over a real socket, with everything a server may do wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from fileserver import Fault, FileServer, serve
+
+from builder import digests
+from builder.download import ATTEMPTS, Progress, download
+from builder.errors import BuilderError, NetworkError
+from builder.release import file_sha256
+
+BLOCK = 1 << 16  # a broken connection may lose the last piece of this size
+DATA = os.urandom(5 * BLOCK)
+PATH = "/weights.pt"
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serve() as s:
+        s.files[PATH] = DATA
+        yield s
+
+
+def get(
+    server: FileServer, folder: Path, waits: list[float] | None = None, path: str = PATH
+) -> str:
+    pauses = [] if waits is None else waits
+    return download(server.url + path, folder / "w.pt", check=file_sha256, pause=pauses.append)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_download_has_its_name_only_when_whole_and_leaves_nothing_else(
+    server: FileServer, tmp_path: Path
+) -> None:
+    digest = get(server, tmp_path)
+    assert digest == hashlib.sha256(DATA).hexdigest()
+    assert (tmp_path / "w.pt").read_bytes() == DATA
+    assert left(tmp_path) == ["w.pt"]
+
+
+def test_progress_is_told_with_the_total(server: FileServer, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    download(
+        server.url + PATH,
+        tmp_path / "w.pt",
+        check=file_sha256,
+        progress=lambda *p: told.append(p),
+    )
+    assert told[-1] == ("w.pt", len(DATA), len(DATA))
+    assert [n for _, n, _ in told] == sorted(n for _, n, _ in told)
+
+
+def test_a_dropped_connection_resumes_where_it_stopped(server: FileServer, tmp_path: Path) -> None:
+    server.faults[PATH] = [Fault(drop_after=2 * BLOCK + 9), Fault(drop_after=BLOCK)]
+    get(server, tmp_path)
+    assert (tmp_path / "w.pt").read_bytes() == DATA
+    assert server.ranges_asked() == [None, f"bytes={2 * BLOCK}-", f"bytes={3 * BLOCK}-"]
+
+
+def test_an_interrupted_run_is_resumed_by_the_next(server: FileServer, tmp_path: Path) -> None:
+    server.faults[PATH] = [Fault(drop_after=2 * BLOCK), *[Fault(status=503)] * ATTEMPTS]
+    with pytest.raises(NetworkError, match="503") as error:
+        get(server, tmp_path)
+    assert f"{2 * BLOCK:,} bytes" in error.value.hint
+    assert left(tmp_path) == ["w.pt.part", "w.pt.part.from"]
+    server.faults[PATH] = []
+    get(server, tmp_path)
+    assert server.ranges_asked()[-1] == f"bytes={2 * BLOCK}-"
+    assert left(tmp_path) == ["w.pt"]
+
+
+def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
+    server: FileServer, tmp_path: Path
+) -> None:
+    server.faults[PATH] = [Fault(drop_after=2 * BLOCK), Fault(status=503)]
+
+    def change(_: float) -> None:
+        server.files[PATH] = DATA[::-1]
+
+    download(server.url + PATH, tmp_path / "w.pt", check=file_sha256, pause=change)
+    assert (tmp_path / "w.pt").read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize("missing", ["ranges", "validators"])
+def test_a_server_that_cannot_resume_is_asked_for_the_whole_file_again(
+    server: FileServer, tmp_path: Path, missing: str
+) -> None:
+    setattr(server, missing, False)
+    server.faults[PATH] = [Fault(drop_after=2 * BLOCK)]
+    get(server, tmp_path)
+    assert (tmp_path / "w.pt").read_bytes() == DATA
+
+
+def test_a_part_that_is_whole_already_is_taken(server: FileServer, tmp_path: Path) -> None:
+    server.faults[PATH] = [Fault(drop_after=2 * BLOCK), *[Fault(status=503)] * ATTEMPTS]
+    with pytest.raises(NetworkError):
+        get(server, tmp_path)
+    (tmp_path / "w.pt.part").write_bytes(DATA)  # killed between the last byte and the rename
+    get(server, tmp_path)
+    assert (tmp_path / "w.pt").read_bytes() == DATA
+
+
+def test_a_wrong_length_never_gets_the_final_name(server: FileServer, tmp_path: Path) -> None:
+    server.faults[PATH] = [Fault(announce=len(DATA) + 7)] * 2 * ATTEMPTS
+    server.ranges = False
+    waits: list[float] = []
+    with pytest.raises(NetworkError, match="before the announced length"):
+        get(server, tmp_path, waits)
+    assert not (tmp_path / "w.pt").exists()
+    assert len(waits) == ATTEMPTS - 1
+    assert waits == sorted(waits)  # backs off
+
+
+def test_429_waits_as_long_as_the_server_asks(server: FileServer, tmp_path: Path) -> None:
+    later = formatdate(time.time() + 30, usegmt=True)
+    server.faults[PATH] = [
+        Fault(status=429, headers={"Retry-After": "7"}),
+        Fault(status=503, headers={"Retry-After": later}),
+    ]
+    waits: list[float] = []
+    get(server, tmp_path, waits)
+    assert waits[0] == 7
+    assert 20 < waits[1] <= 30
+
+
+def test_a_wait_beyond_reason_is_an_error_that_says_so(server: FileServer, tmp_path: Path) -> None:
+    server.faults[PATH] = [Fault(status=429, headers={"Retry-After": "86400"})]
+    with pytest.raises(NetworkError, match="asks to wait 86,400 s"):
+        get(server, tmp_path)
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_refusal_is_not_repeated(server: FileServer, tmp_path: Path, status: int) -> None:
+    server.faults[PATH] = [Fault(status=status)]
+    with pytest.raises(NetworkError, match=str(status)) as error:
+        get(server, tmp_path)
+    assert len(server.log) == 1
+    assert "--checkpoints" in error.value.hint
+
+
+def test_drives_quota_page_is_recognised_and_explained(server: FileServer, tmp_path: Path) -> None:
+    page = (
+        "<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head>"
+        '<body><p class="uc-error-caption">Sorry, too many users have viewed</p></body></html>'
+    )
+    server.faults[PATH] = [Fault(page=page)]
+    with pytest.raises(NetworkError, match="web page titled 'Google Drive - Quota") as error:
+        get(server, tmp_path)
+    assert "quota for this file is used up" in str(error.value)
+    assert "--checkpoints" in error.value.hint
+    assert not (tmp_path / "w.pt").exists()
+
+
+def test_drives_confirmation_form_is_followed(server: FileServer, tmp_path: Path) -> None:
+    page = (
+        f'<html><title>Google Drive - Virus scan warning</title><form id="download-form" '
+        f'action="{server.url}/download" method="get"><input type="submit" value="go"/>'
+        '<input type="hidden" name="id" value="X"><input type="hidden" name="confirm" value="t">'
+        '<input type="hidden" name="uuid" value="1-2"></form></html>'
+    )
+    server.faults[PATH] = [Fault(page=page)] * 2
+    target = "/download?id=X&confirm=t&uuid=1-2"
+    server.files[target] = DATA
+    server.faults[target] = [Fault(drop_after=BLOCK)]
+    get(server, tmp_path)
+    assert (tmp_path / "w.pt").read_bytes() == DATA
+    assert [p for p, _ in server.log] == [PATH, target, PATH, target]
+    assert server.ranges_asked()[-1] == f"bytes={BLOCK}-"
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with serve() as gone:
+        pass
+    with pytest.raises(NetworkError, match="refuses the connection"):
+        get(gone, tmp_path)
+
+
+def test_a_file_that_fails_its_check_is_removed(server: FileServer, tmp_path: Path) -> None:
+    def check(path: Path) -> str:
+        raise BuilderError("not this one")
+
+    with pytest.raises(BuilderError, match="not this one"):
+        download(server.url + PATH, tmp_path / "w.pt", check=check)
+    assert left(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")
+    with pytest.raises(BuilderError, match="cannot write"):
+        get(server, tmp_path / "file" / "cache")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here (needs root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_larger_than_the_disk_is_refused_before_it_is_fetched(
+    server: FileServer, small_disk: Path
+) -> None:
+    with pytest.raises(BuilderError, match=r"disk is full.*needs 327,680 more bytes"):
+        get(server, small_disk)
+    assert (small_disk / "w.pt.part").stat().st_size == 0
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_a_later_run_goes_on(
+    server: FileServer, small_disk: Path
+) -> None:
+    ballast = small_disk / "ballast"
+    server.files[PATH] = DATA[: 3 * BLOCK]
+
+    def fill(name: str, at: int, total: int | None) -> None:
+        if at == BLOCK:
+            ballast.write_bytes(bytes(100_000))
+
+    def run(progress: Progress | None) -> str:
+        url = server.url + PATH
+        return download(url, small_disk / "w.pt", check=file_sha256, progress=progress)
+
+    with pytest.raises(BuilderError, match="disk is full"):
+        run(fill)
+    assert not (small_disk / "w.pt").exists()
+    ballast.unlink()
+    run(None)
+    assert (small_disk / "w.pt").read_bytes() == DATA[: 3 * BLOCK]
+    assert (server.ranges_asked()[-1] or "").startswith("bytes=")
+
+
+def test_a_read_only_disk_is_one_sentence(server: FileServer, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(BuilderError, match="read-only"):
+        get(server, small_disk)
+
+
+def test_two_downloads_of_one_file_at_once_fetch_it_once(
+    server: FileServer, tmp_path: Path
+) -> None:
+    threads = [threading.Thread(target=get, args=(server, tmp_path)) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert (tmp_path / "w.pt").read_bytes() == DATA
+    assert left(tmp_path) == ["w.pt"]
+    assert len(server.log) == 1
+
+
+def test_digests_are_locked_once_and_enforced(tmp_path: Path) -> None:
+    lock = tmp_path / "release" / "checkpoints.lock"
+    first, second = "a" * 64, "b" * 64
+    digests.enforce(lock, "https://z.org/2", second, 2)
+    digests.enforce(lock, "https://a.org/1", first, 1)
+    digests.enforce(lock, "https://a.org/1", first, 1)
+    assert lock.read_text() == f"{first} 1 https://a.org/1\n{second} 2 https://z.org/2\n"
+    with pytest.raises(BuilderError) as error:
+        digests.enforce(lock, "https://a.org/1", second, 1)
+    assert first in str(error.value)
+    assert second in str(error.value)
+    assert "checkpoints.lock" in error.value.hint
+    assert left(lock.parent) == ["checkpoints.lock"]
+
+
+def test_locking_from_many_threads_loses_no_line(tmp_path: Path) -> None:
+    lock = tmp_path / "checkpoints.lock"
+    threads = [
+        threading.Thread(target=digests.enforce, args=(lock, f"https://x/{i}", "c" * 64, i))
+        for i in range(16)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(digests.read_lock(lock)) == 16
+
+
+def test_a_damaged_lock_file_names_its_line(tmp_path: Path) -> None:
+    lock = tmp_path / "checkpoints.lock"
+    lock.write_text("a" * 64 + " 1 https://x\nnonsense\n")
+    with pytest.raises(BuilderError, match="line 2 is damaged"):
+        digests.read_lock(lock)
