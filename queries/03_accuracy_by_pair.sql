@@ -17,4 +17,4 @@ select
 from pairs as p
 inner join models as r on p.robust_model_id = r.model_id
 inner join models as s on p.standard_model_id = s.model_id
-order by p.dataset asc, r.autoattack_acc desc nulls last, p.robust_model_id asc
+order by p.dataset asc, robust_autoattack_acc desc nulls last, robust_network asc

@@ -25,4 +25,4 @@ where
     o.basis in ('full', 'robust', 'standard')
     and o.weights = 'folded'
     and o.explained_variance_ratio is not null
-order by o.basis, o.component
+order by kind, o.component

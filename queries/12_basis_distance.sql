@@ -26,4 +26,4 @@ select
 from pca as o
 left join published as p on o.basis = p.kind and o.component = p.component
 where o.basis in ('full', 'robust', 'standard') and o.weights = 'folded' and o.direction is not null
-order by o.basis, o.component
+order by kind, o.component

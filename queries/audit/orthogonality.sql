@@ -64,14 +64,15 @@ products as (
 ),
 
 -- A channel of zeros stays zero, so that it counts 1 on the diagonal.
-summed as (
+channels as (
     select
-        (select count(*) from lengths) as n,
-        (
-            select count(*) from lengths
-            where length = 0
-        ) as zero_channels,
-        coalesce(sum(2 * abs(p.product) / nullif(a.length * b.length, 0)), 0) as cosines
+        count(*) as n,
+        count_if(length = 0) as n_zero
+    from lengths
+),
+
+cosines as (
+    select coalesce(sum(2 * abs(p.product) / nullif(a.length * b.length, 0)), 0) as total
     from products as p
     inner join lengths as a on p.one = a.out_channel
     inner join lengths as b on p.other = b.out_channel
@@ -81,11 +82,12 @@ select
     l.model_id,
     l.layer,
     l.weights,
-    s.n,
-    if(s.n > 1, 1 - (s.cosines + s.zero_channels) / (s.n * (s.n - 1)), null) as value,
+    c.n,
+    if(c.n > 1, 1 - (s.total + c.n_zero) / (c.n * (c.n - 1)), null) as value,
     l.orthogonality as stored,
     value - stored as difference,
     coalesce(abs(difference) <= 1e-6, value is null and stored is null) as within
 from layer as l
-cross join summed as s
+cross join channels as c
+cross join cosines as s
 order by l.model_id, l.layer, l.weights

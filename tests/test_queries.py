@@ -1,0 +1,262 @@
+"""The queries: against independent computations, against stored answers, and in a bare duckdb."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_release
+from query_oracles import KEYS, ORACLES
+from synthetic_release import NETS, World
+
+from builder import catalog, query, schema
+from builder.paper_values import paper_table
+from builder.release import project_file
+
+ROOT = Path(__file__).parent.parent
+ANSWERS = Path(__file__).parent / "answers"
+UPDATE = os.environ.get("RFL_UPDATE_ANSWERS") == "1"
+QUERIES = catalog.list_queries()
+FINDINGS = catalog.list_findings()
+AUDITS = [q for q in QUERIES if "/" in q.name]
+
+
+def names(queries: list[catalog.Query]) -> list[str]:
+    return [q.name for q in queries]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return synthetic_release.make_world()
+
+
+@pytest.fixture(scope="module")
+def release(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic_release.write_release(tmp_path_factory.mktemp("synthetic"), world)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Schema only: every table without rows, one filter file without rows."""
+    path = schema.filters_path("cifar10", "none")
+    filters = {path: schema.FILTERS.arrow.empty_table()}
+    return synthetic_release.write_tables(tmp_path_factory.mktemp("empty"), {}, filters)
+
+
+@pytest.fixture(scope="module")
+def single(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One standard model, no pair, as a cohort of one."""
+    net = next(n for n in NETS if not n.robust)
+    tables = {}
+    for name in ("models", "layers", "histograms", "first_layer"):
+        frame = world.tables[name]
+        tables[name] = synthetic_release.arrow_table(name, frame[frame.model_id == net.model_id])
+    pca = world.tables["pca"]
+    own = pca[pca.basis.isin([net.model_id, "full", "standard"])]
+    tables["pca"] = synthetic_release.arrow_table("pca", own)
+    tables["paper"] = paper_table()
+    path = schema.filters_path(net.dataset, net.model_id)
+    filters = {path: synthetic_release.filter_table(world, net)}
+    return synthetic_release.write_tables(tmp_path_factory.mktemp("single"), tables, filters)
+
+
+@pytest.fixture(scope="module")
+def con(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    with query.open_views(str(release), threads=1) as connection:
+        yield connection
+
+
+def answer(con: duckdb.DuckDBPyConnection, asked: catalog.Query, **params: str) -> pd.DataFrame:
+    got = query.run_query(con, asked, params)
+    return pd.DataFrame(got.rows(), columns=got.schema.names)
+
+
+def same(ours: Any, theirs: Any, what: str) -> None:
+    if ours is None or theirs is None or pd.isna(ours) or pd.isna(theirs):
+        assert pd.isna(ours) and pd.isna(theirs), f"{what}: {ours} against {theirs}"
+    elif isinstance(ours, float | np.floating) or isinstance(theirs, float | np.floating):
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-9, abs=1e-9), what
+    else:
+        assert ours == theirs, what
+
+
+@pytest.mark.parametrize("asked", FINDINGS, ids=names(FINDINGS))
+def test_an_answer_is_what_numpy_and_pandas_compute(
+    asked: catalog.Query, con: duckdb.DuckDBPyConnection, world: World
+) -> None:
+    expected = ORACLES[asked.subject](world)
+    got = answer(con, asked)
+    assert len(expected) > 0
+    keys = list(expected.columns[: KEYS[asked.subject]])
+    assert not got.duplicated(keys).any()
+    by_key = {tuple(row[k] for k in keys): row for row in got.to_dict("records")}
+    wanted = {tuple(row[k] for k in keys): row for row in expected.to_dict("records")}
+    assert by_key.keys() == wanted.keys()
+    for key, row in wanted.items():
+        for column in expected.columns[len(keys) :]:
+            same(by_key[key][column], row[column], f"{key}: {column}")
+
+
+@pytest.mark.parametrize("asked", AUDITS, ids=names(AUDITS))
+def test_an_audit_agrees_with_the_tables(
+    asked: catalog.Query, con: duckdb.DuckDBPyConnection
+) -> None:
+    got = answer(con, asked)
+    assert len(got) > 0 and got.within.all()
+
+
+@pytest.mark.parametrize("column", ["w00", "w22", "bn_scale", "linf"])
+def test_the_audits_notice_a_filter_that_was_changed(
+    column: str, release: Path, world: World, tmp_path: Path
+) -> None:
+    net = NETS[0]
+    filters = {
+        schema.filters_path(n.dataset, n.model_id): synthetic_release.filter_table(world, n)
+        for n in NETS
+    }
+    path = schema.filters_path(net.dataset, net.model_id)
+    frame = filters[path].to_pandas()
+    row = int(frame.linf.to_numpy().argmax())
+    frame.loc[row, column] *= np.float32(50)
+    filters[path] = type(filters[path]).from_pandas(
+        frame, schema.FILTERS.arrow, preserve_index=False
+    )
+    tables = {n: synthetic_release.arrow_table(n, f) for n, f in world.tables.items()}
+    synthetic_release.write_tables(tmp_path, tables, filters)
+    with query.open_views(str(tmp_path)) as con:
+        noticed = {q.name for q in AUDITS if not answer(con, q).within.all()}
+    assert noticed, f"no audit noticed {column}"
+    assert ("audit/linf" in noticed) == (column != "bn_scale")
+
+
+def test_an_audit_of_one_model_answers_for_that_model(con: duckdb.DuckDBPyConnection) -> None:
+    model = NETS[2].model_id
+    for asked in AUDITS:
+        if "model_id" in asked.param_names:
+            got = answer(con, asked, model_id=model)
+            assert set(got.model_id) == {model}, asked.name
+
+
+@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("view", schema.WEIGHT_VIEWS)
+def test_orthogonality_of_each_layer_can_be_recomputed(
+    index: int, view: str, con: duckdb.DuckDBPyConnection
+) -> None:
+    (row,) = answer(
+        con,
+        catalog.load("audit/orthogonality"),
+        model_id=NETS[0].model_id,
+        layer_index=str(index),
+        weights=view,
+    ).to_dict("records")
+    assert row["within"] and (index == 5) == pd.isna(row["value"])
+
+
+def _csv_rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as f:
+        return list(csv.reader(f))
+
+
+def _cells_agree(ours: str, theirs: str) -> bool:
+    if ours == theirs:
+        return True
+    try:
+        return float(ours) == pytest.approx(float(theirs), rel=1e-7, abs=1e-9)
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("asked", QUERIES, ids=names(QUERIES))
+def test_an_answer_is_the_stored_one(asked: catalog.Query, release: Path, tmp_path: Path) -> None:
+    stored = ANSWERS / f"{asked.name.replace('/', '_')}.csv"
+    fresh = stored if UPDATE else tmp_path / "answer.csv"
+    fresh.parent.mkdir(exist_ok=True)
+    with fresh.open("wb") as out:
+        query.answer_query(str(release), asked.name, out, form="csv")
+    ours, theirs = _csv_rows(fresh), _csv_rows(stored)
+    assert len(ours) == len(theirs) and ours[0] == theirs[0]
+    for mine, yours in zip(ours, theirs, strict=True):
+        for column, a, b in zip(ours[0], mine, yours, strict=True):
+            # Noise around zero, or how two ways of rounding differ: the audits' `within` judges it.
+            if column not in ("difference", "mean_difference", "off_diagonal") or "/" not in asked.name:
+                assert _cells_agree(a, b), f"{column}: {a} against {b}"
+
+
+@pytest.mark.parametrize("where", ["release", "empty", "single"])
+def test_every_query_runs_in_the_bare_client_through_views_sql(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    con = duckdb.connect()
+    con.execute("set variable release = ?", [str(request.getfixturevalue(where))])
+    con.execute((project_file("queries") / "views.sql").read_text())
+    for asked in QUERIES:
+        rows = con.execute(asked.sql).fetchall()
+        assert where != "empty" or rows == [], asked.name
+    con.close()
+
+
+@pytest.mark.parametrize("asked", QUERIES, ids=names(QUERIES))
+def test_columns_keep_their_types_without_rows(
+    asked: catalog.Query, con: duckdb.DuckDBPyConnection, empty: Path
+) -> None:
+    full = query.run_query(con, asked).schema
+    with query.open_views(str(empty)) as nothing:
+        assert query.run_query(nothing, asked).schema.names == full.names
+    assert len(set(full.names)) == len(full.names)
+
+
+@pytest.mark.parametrize("asked", QUERIES, ids=names(QUERIES))
+def test_order_is_total(asked: catalog.Query, con: duckdb.DuckDBPyConnection) -> None:
+    """The sort keys identify a row: the answer does not depend on how DuckDB got there."""
+    order = asked.sql.rpartition("\norder by ")[2].strip()
+    assert order and "\n" not in order
+    got = answer(con, asked)
+    plain = [part.split()[0].rpartition(".")[2] for part in order.split(", ")]
+    keys = [k for k in dict.fromkeys(plain) if k in got.columns]
+    assert keys and not got.astype(str).duplicated(keys).any(), keys
+
+
+@pytest.mark.parametrize("asked", QUERIES, ids=names(QUERIES))
+def test_a_header_says_what_the_query_is_for(asked: catalog.Query) -> None:
+    assert asked.title and asked.finding and asked.expect
+    assert asked.paper or "/" in asked.name
+    fields = [field for field, _ in catalog.header(asked.sql)]
+    assert set(fields) <= set(catalog.FIELDS)
+    assert fields == sorted(fields, key=catalog.FIELDS.index), "fields come in one order"
+
+
+@pytest.mark.parametrize("asked", QUERIES, ids=names(QUERIES))
+def test_a_query_is_one_select_without_paths(asked: catalog.Query) -> None:
+    (statement,) = duckdb.extract_statements(asked.sql)
+    assert statement.type == duckdb.StatementType.SELECT
+    for word in ("read_parquet", "parquet'", "hf://", "{{"):
+        assert word not in asked.sql
+
+
+def test_every_finding_has_an_oracle_and_a_claim() -> None:
+    claims = {p.stem for p in (project_file("queries") / "claims").glob("*.sql")}
+    assert {q.subject for q in FINDINGS} == set(ORACLES)
+    assert {q.name for q in FINDINGS} == claims
+    numbers = [int(q.name.partition("_")[0]) for q in FINDINGS]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.slow
+def test_the_sql_is_within_sqlfluffs_rules() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sqlfluff", "lint", "queries", "--config", "pyproject.toml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
