@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder import finish, schema, sources
+from builder.ahead import ahead
 from builder.errors import BuilderError, UsageError
 from builder.extract import iter_layers
 from builder.measure import measure_layer
@@ -176,7 +177,7 @@ def _build_models(
             report(model_id, "already there", position, len(planned))
             return
         try:
-            _build_model(workspace, p, options, device, report)
+            build_model(workspace, p, options, device, report)
         except BuilderError as e:
             failures[model_id] = e
             report(model_id, "failed", position, len(planned))
@@ -197,7 +198,7 @@ def _build_models(
     return dict(sorted(failures.items()))
 
 
-def _build_model(
+def build_model(
     workspace: Workspace, p: PlannedModel, options: Options, device: str, report: Report
 ) -> None:
     """Fetch, extract, measure, write and record one model."""
@@ -224,7 +225,7 @@ def _build_model(
     with FilterWriter(
         workspace.root / path, spec.dataset, spec.model_id, options.weights
     ) as writer:
-        for layer in iter_layers(p.convs, state, device):
+        for layer in ahead(iter_layers(p.convs, state, device)):
             measured = measure_layer(layer)
             scale = None if layer.bn_scale is None else layer.bn_scale.cpu().numpy()
             writer.append(

@@ -248,6 +248,39 @@ def verify(
         raise typer.Exit(EXIT_FAILURE)
 
 
+bench = typer.Typer(help="Benchmarks. Quote ratios of one run: machines are noisy.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("build")
+def bench_build(
+    model: Annotated[
+        str | None, typer.Option(help="model_id in the paper cohort; default a WideResNet-70-16.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """First pass over one model with seeded weights, next to a bare Parquet writer.
+
+    Example: builder bench build --device cuda
+    """
+    from builder.bench import LARGE, bench_build
+
+    result = bench_build(model or LARGE, device)
+    if as_json:
+        _print_json(result)
+        return
+    sys.stdout.write(
+        f"{result['model_id']}, {result['weights']} (SYNTHETIC), {result['device']}: "
+        f"{result['n_filters']:,} filters, {result['bytes'] / 1e6:,.0f} MB\n"
+        f"build        {result['build_s']:7.1f} s  {result['filters_per_s'] / 1e6:5.2f} M filters/s"
+        f"  peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB\n"
+        f"bare writer  {result['bare_writer_s']:7.1f} s  "
+        f"{result['bare_writer_filters_per_s'] / 1e6:5.2f} M filters/s\n"
+        f"build / bare writer {result['build_over_bare_writer']:.2f}\n"
+    )
+
+
 def main() -> NoReturn:
     """Entry point: run a command, and turn a user's mistake into one message and an exit code."""
     try:
