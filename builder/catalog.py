@@ -69,8 +69,10 @@ def parse(name: str, sql: str) -> Query:
 def _read(path: Path, name: str) -> Query:
     try:
         return parse(name, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"cannot read the query {path}: {e}.") from None
+    except OSError as e:
+        raise UsageError(f"cannot read the query {path}: {e.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read the query {path}: it is no UTF-8 text.") from None
 
 
 def list_queries() -> list[Query]:

@@ -15,9 +15,10 @@ its precision; that counts on the whole `paper` cohort only, elsewhere the direc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import duckdb
 
@@ -26,10 +27,14 @@ from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
 from builder.reader import open_release
 from builder.release import project_file
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 SMALL_COHORT = 10
 """Pairs below which a cohort is called small."""
 
 HOLDS, FAILS, CONTRARY, NOT_APPLICABLE = "holds", "fails", "does not hold", "not applicable"
+VERDICTS = (HOLDS, FAILS, CONTRARY, NOT_APPLICABLE)
 """`fails` is for the paper's own models; elsewhere a contrary direction `does not hold`."""
 
 _NO_TRAINED_WEIGHTS = {"weights": ("seeded",), "build": ("seeded", "published"), "models": ()}
@@ -160,3 +165,36 @@ def exit_code(found: list[Finding]) -> int:
 def as_json(found: list[Finding]) -> dict[str, Any]:
     """`{"findings": [...]}`, for `--json`."""
     return {"findings": [asdict(f) for f in found]}
+
+
+def summary(found: list[Finding]) -> str:
+    """How many findings hold, fail and so on, in one line."""
+    counts = Counter(f.verdict for f in found)
+    return ", ".join(f"{v}: {counts[v]}" for v in VERDICTS if counts[v])
+
+
+def write_lines(found: list[Finding], out: TextIO) -> None:
+    """One line per finding, fields separated by tabs, below a line of names."""
+    names = ("verdict", "query", "paper", "release", "basis")
+    out.write("\t".join(names) + "\n")
+    for f in found:
+        out.write("\t".join(" ".join(str(getattr(f, n) or "").split()) for n in names) + "\n")
+
+
+def to_table(found: list[Finding]) -> Table:
+    """A table for a terminal, one row per finding."""
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {HOLDS: "green", FAILS: "bold red", CONTRARY: "yellow", NOT_APPLICABLE: "dim"}
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    for name in ("", "the paper found", "this release shows", "judged by"):
+        table.add_column(name, overflow="fold")
+    for f in found:
+        table.add_row(
+            Text(f.verdict, style=styles[f.verdict]),
+            Text(f.paper),
+            Text(f.release or "-"),
+            Text(f.basis),
+        )
+    return table

@@ -22,7 +22,15 @@ from builder.errors import BuilderError, NetworkError, UsageError
 from builder.reader import open_release
 from builder.release import project_file
 
-__all__ = ["Answer", "Query", "answer_query", "list_queries", "open_views", "run_query"]
+__all__ = [
+    "Answer",
+    "Query",
+    "answer_query",
+    "list_queries",
+    "list_text",
+    "open_views",
+    "run_query",
+]
 
 BATCH_ROWS = 65_536
 
@@ -221,3 +229,9 @@ def answer_query(
     with open_views(release, memory_limit=memory_limit) as con:
         answer = run_query(con, query, given)
         return render.write(answer.name, answer.schema, answer.batches, form, out, width)
+
+
+def list_text(width: int = 0) -> str:
+    """Every query and its title, for `--list`."""
+    rows = [[q.name, q.title, ", ".join(q.param_names)] for q in list_queries()]
+    return render.text_table(["query", "title", "parameters"], rows, [False] * 3, width)[0]

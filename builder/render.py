@@ -56,17 +56,19 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
 
 
 def _fitting(widths: list[int], width: int) -> list[int | None]:
-    """Columns that fit a terminal: leading ones and the last; None stands for those left out."""
-    if not width or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
-        return list(range(len(widths)))
-    room = width - widths[-1] - len(_GAP) - 1
-    kept: list[int | None] = []
-    for i, w in enumerate(widths[:-1]):
-        room -= w + len(_GAP)
+    """Columns that fit a terminal, the outer ones first; None stands for those left out."""
+    n = len(widths)
+    if not width or sum(widths) + len(_GAP) * (n - 1) <= width:
+        return list(range(n))
+    outer_first = [i for pair in zip(range(n), reversed(range(n)), strict=True) for i in pair]
+    room = width - 1  # for the mark of what is left out
+    kept = 0
+    for i in outer_first:
+        room -= widths[i] + len(_GAP)
         if room < 0 and kept:
             break
-        kept.append(i)
-    return [*kept, None, len(widths) - 1] if len(kept) < len(widths) - 1 else [*kept, len(kept)]
+        kept += 1
+    return [*range((kept + 1) // 2), None, *range(n - kept // 2, n)]
 
 
 def text_table(
