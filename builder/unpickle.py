@@ -24,6 +24,9 @@ MAX_BYTES = 32 << 20
 """Largest pickle that is read; that of a 1 GB checkpoint has about 0.1 MB."""
 MAX_OPCODES = 2_000_000
 """Most instructions one pickle may hold: bounds its memory to a few hundred MB."""
+MAX_TUPLES = 50_000
+"""Most tuples one pickle may build, about four per tensor. More of them, nested, would overflow
+the C stack when they are hashed."""
 MAX_DIMENSIONS = 16
 
 
@@ -230,7 +233,7 @@ def runs_code(module: str, name: str) -> bool:
     parts = full.split(".")
     return (
         parts[0] in _REFUSED_MODULES
-        or not _REFUSED_ANYWHERE.isdisjoint(parts)
+        or not _REFUSED_ANYWHERE.isdisjoint(p.lstrip("_") for p in parts)
         or (parts[0] in _BUILTINS and parts[1] in _REFUSED_BUILTINS)
         or any(p.startswith("__") and p.endswith("__") for p in parts[1:])
         or full in _REFUSED_NAMES
@@ -277,10 +280,14 @@ def scan(data: bytes) -> int:
         Malformed: no pickle, a truncated one, or one beyond the bounds above.
     """
     stream = io.BytesIO(data)
+    tuples = 0
     try:
         for i, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
             if i >= MAX_OPCODES:
                 raise Malformed(f"its pickle has more than {MAX_OPCODES:,} instructions")
+            tuples += opcode.name.startswith("TUPLE")
+            if tuples > MAX_TUPLES:
+                raise Malformed(f"its pickle builds more than {MAX_TUPLES:,} tuples")
             if opcode.name in _EXTENSIONS:
                 raise Malformed("its pickle uses extension codes, which no checkpoint does")
             if opcode.name.endswith("PUT") and int(arg or 0) > 2 * MAX_OPCODES:
