@@ -233,5 +233,5 @@ def answer_query(
 
 def list_text(width: int = 0) -> str:
     """Every query and its title, for `--list`."""
-    rows = [[q.name, q.title, ", ".join(q.param_names)] for q in list_queries()]
-    return render.text_table(["query", "title", "parameters"], rows, [False] * 3, width)[0]
+    rows = [[q.name, q.title] for q in list_queries()]
+    return render.text_table(["query", "title"], rows, [False, False], width)[0]
