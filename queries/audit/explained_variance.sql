@@ -5,7 +5,7 @@
 --       diagonalise C (every v' C u is 0, in `off_diagonal`, relative to the trace), then the v' C v are
 --       the variances along the principal directions, and their shares the explained variance ratios.
 -- param: model_id, one model; default every model
-with lengths as (
+with lengths as not materialized (
     select
         model_id,
         layer_index,

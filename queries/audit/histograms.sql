@@ -20,7 +20,7 @@ extent as (
     from histograms
 ),
 
-lengths as (
+lengths as not materialized (
     select
         model_id,
         layer_index,

@@ -3,7 +3,7 @@
 -- expect: equal to layers.mean and layers.scatter
 -- note: Differences are the largest of 9 and of 45 entries; `within` asks 1e-6 of the trace.
 -- param: model_id, one model; default every model
-with lengths as (
+with lengths as not materialized (
     select
         model_id,
         layer_index,

@@ -2,7 +2,7 @@
 -- finding: Filters whose largest |weight| is at most a hundredth of the layer's, in both views.
 -- expect: equal to layers.n_sparse
 -- param: model_id, one model; default every model
-with lengths as (
+with lengths as not materialized (
     select
         model_id,
         layer_index,
