@@ -120,30 +120,54 @@ def duckdb_filesystem(token: str | None = None) -> HfFileSystem:
 
 
 @contextmanager
-def network_errors(doing: str) -> Iterator[None]:
+def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
     """Turn what the Hub's client raises into one NetworkError without URLs or secrets.
 
     Signed upload addresses and tokens can be part of the client's own messages, so only the
     status and the server's sentence are repeated.
+
+    Args:
+        doing: what failed, as in "cannot ...".
+        also: errors of other readers of the Hub (datasets, DuckDB) that mean the same.
     """
     from huggingface_hub import errors
 
     # httpx's base class in huggingface_hub 1, httpx2's in 2.
     http_error: type[Exception] = vars(errors)["HTTPError"]
+    expected = (http_error, OSError, RuntimeError, errors.EntryNotFoundError, *also)
     try:
         yield
-    except errors.HfHubHTTPError as e:
-        raise _explain(doing, e) from None
     except errors.HFValidationError as e:
         raise UsageError(f"cannot {doing}: {redact(str(e))}") from None
-    except (http_error, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError) as e:
-        from huggingface_hub import constants
+    except expected as e:
+        # Failed uploads arrive as a RuntimeError whose cause tells why.
+        for cause in _causes(e):
+            if isinstance(cause, errors.HfHubHTTPError):
+                raise _explain(doing, cause) from None
+            if isinstance(cause, (http_error, ConnectionError, TimeoutError)):
+                raise _no_answer(doing, cause) from None
+        if isinstance(e, errors.LocalEntryNotFoundError):
+            raise _no_answer(doing, e) from None
+        if isinstance(e, also):
+            first = redact(str(e)).strip().split("\n")[0]
+            raise NetworkError(f"cannot {doing}: {first}", hint=_AGAIN) from None
+        raise
 
-        raise NetworkError(
-            f"cannot {doing}: no answer from {constants.ENDPOINT} ({type(e).__name__}).",
-            hint="check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), then run the same again: "
-            "what has arrived is not sent twice.",
-        ) from None
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _no_answer(doing: str, error: BaseException) -> NetworkError:
+    from huggingface_hub import constants
+
+    return NetworkError(
+        f"cannot {doing}: no answer from {constants.ENDPOINT} ({type(error).__name__}).",
+        hint=f"check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), then {_AGAIN}",
+    )
 
 
 _TOKEN_HINT = "set HF_TOKEN to a token with write access, or run `hf auth login`."
@@ -152,12 +176,13 @@ _AGAIN = "run the same command again: what has arrived is not sent twice."
 
 def _explain(doing: str, error: Any) -> NetworkError:
     status = error.response.status_code
-    said = redact(error.server_message or "").strip().rstrip(".")
+    said = "; ".join(redact(error.server_message or "").split("\n")).strip().rstrip(".")
     wait = error.response.headers.get("Retry-After")
+    full = status == 403 and re.search("storage|quota", said, re.I)
     match status:
         case 401:
             why, hint = "the token is missing or wrong", _TOKEN_HINT
-        case 402 | 413 | 507:
+        case 402 | 413 | 507 | 403 if status != 403 or full:
             why, hint = "the storage quota is used up", f"free or buy storage, then {_AGAIN}"
         case 403:
             why, hint = "the token has no permission for this", _TOKEN_HINT

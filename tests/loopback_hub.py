@@ -173,6 +173,7 @@ class Hub:
             }
             self.faults: list[Fault] = []
             self.log: list[Request] = []
+            self.stored: list[str] = []  # digest of every LFS object received, each time
 
     def fail(self, *faults: Fault) -> None:
         self.faults.extend(faults)
@@ -250,7 +251,9 @@ class Hub:
         repo_id = f"{owner}/{asked['name']}"
         if repo_id in self.repos:
             raise Refused(409, "", "You already created this dataset repo")
-        repo = self.repos[repo_id] = Repo(bool(asked.get("private")))
+        repo = self.repos[repo_id] = Repo(
+            asked.get("private") is True or asked.get("visibility") == "private"
+        )
         attributes = Blob(b"*.parquet filter=lfs diff=lfs merge=lfs -text\n", False)
         repo.add("main", {".gitattributes": attributes}, "initial commit", "", user["name"])
         return _json({"url": f"{self.url}/datasets/{repo_id}", "name": repo_id})
@@ -381,6 +384,7 @@ class Hub:
         if hashlib.sha256(body).hexdigest() != oid:
             raise Refused(400, "", "content does not match its digest")
         self.repos[repo].lfs[oid] = body
+        self.stored.append(oid)
         return Answer()
 
     def lfs_verify(self, request: Request, body: bytes, *_: Any, repo: str, oid: str) -> Answer:
@@ -461,7 +465,9 @@ class Hub:
         return _json({})
 
     def settings(self, request: Request, body: bytes, *_: Any, repo: str) -> Answer:
-        self._repo(request, repo, write=True).private = bool(json.loads(body).get("private"))
+        asked = json.loads(body)
+        private = asked.get("private") is True or asked.get("visibility") == "private"
+        self._repo(request, repo, write=True).private = private
         return _json({})
 
     def resolve(

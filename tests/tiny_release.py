@@ -127,6 +127,9 @@ def _rows(name: str, models: tuple[Tiny, ...]) -> list[dict[str, Any]]:
                         "out_channels": outs,
                         "in_channels": ins,
                         "n_filters": outs * ins,
+                        "depth_bin": index,
+                        "n_sparse": index,
+                        "variance_entropy": 0.9 * float(rng.random()),
                         "bn_layer": None if index else "bn1",
                     }
                     rows.append(_row(table, rng, **known))
@@ -137,7 +140,7 @@ def _rows(name: str, models: tuple[Tiny, ...]) -> list[dict[str, Any]]:
         elif name == "histograms":
             source = everything.rng(m.model_id)  # the range of the bins depends on all models
             for number in range(4):
-                known = {"depth_bin": 0, "component": 0, "bin": number}
+                known = {"depth_bin": 0, "component": 0, "bin": number, "n": 6}  # 24 filters
                 rows.append(_row(table, source, **about, **known))
         elif name == "pca":
             for component in range(9):

@@ -1,0 +1,136 @@
+"""After publishing: read the release back the way its users will, and compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from builder import content, hub, schema
+from builder.card import configs
+
+Report = Callable[[str, int, int], None]
+
+BUDGET = 1 << 30
+"""Bytes of filters that are read back through `datasets`; of the rest, the digests are compared."""
+
+
+def read_back(
+    repo_id: str, tag: str, manifest: dict[str, Any], report: Report, budget: int = BUDGET
+) -> list[str]:
+    """Load a published release with `datasets` and DuckDB; return what differs from the manifest.
+
+    Every small table is loaded and its content hash compared. Filters are streamed and hashed
+    model by model, the smallest files of each data set first, up to `budget` bytes (one model of
+    each data set at least). DuckDB counts the rows of every file.
+
+    Args:
+        repo_id: the repository.
+        tag: the tag to read at.
+        manifest: of the release that was published.
+        report: called with (what, done, total).
+        budget: bytes of filters to read.
+
+    Raises:
+        NetworkError: the Hub does not answer.
+    """
+    from datasets.exceptions import DatasetsError
+
+    files = manifest["files"]
+    datasets = sorted({p.split("dataset=")[1].split("/")[0] for p in files if "dataset=" in p})
+    names = configs(files, datasets)
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="rfl-readback-") as cache:
+        for i, (name, pattern) in enumerate(names.items(), start=1):
+            report("read back", i, len(names) + 1)
+            with hub.network_errors(f"load {name} of {repo_id}@{tag}", DatasetsError, OSError):
+                if pattern in files:
+                    wrong += _check_table(repo_id, tag, name, files[pattern], cache)
+                else:
+                    chosen = _within(files, pattern.split("*")[0], budget // len(datasets))
+                    wrong += _check_filters(repo_id, tag, name, chosen)
+    with hub.network_errors(f"query {repo_id}@{tag} with DuckDB", duckdb.Error):
+        wrong += _check_counts(repo_id, tag, files)
+    report("read back", len(names) + 1, len(names) + 1)
+    return wrong
+
+
+def _within(files: dict[str, Any], prefix: str, budget: int) -> dict[str, dict[str, Any]]:
+    """The smallest files of a data set whose sizes add up to the budget; one at least."""
+    found: dict[str, dict[str, Any]] = {}
+    mine = {p: f for p, f in files.items() if p.startswith(prefix)}
+    for path in sorted(mine, key=lambda p: (mine[p]["bytes"], p)):
+        budget -= mine[path]["bytes"]
+        if found and budget < 0:
+            break
+        found[path] = mine[path]
+    return dict(sorted(found.items()))
+
+
+def _check_table(
+    repo_id: str, tag: str, name: str, facts: dict[str, Any], cache: str
+) -> Iterator[str]:
+    from datasets import load_dataset
+
+    table = schema.FILTERS if name == "filters_sample" else schema.TABLES[name]
+    loaded = load_dataset(repo_id, name, split="train", revision=tag, cache_dir=cache)
+    rows = pa.Table.from_batches(loaded.with_format("arrow")[:].to_batches())
+    del loaded
+    if rows.num_rows != facts["rows"]:
+        yield f"{name}: datasets loads {rows.num_rows} rows, not {facts['rows']}"
+    found = content.text(content.hash_rows(rows.cast(table.arrow)))
+    if found != facts["content_hash"]:
+        yield f"{name}: what datasets loads has another content hash"
+
+
+def _check_filters(
+    repo_id: str, tag: str, name: str, chosen: dict[str, dict[str, Any]]
+) -> Iterator[str]:
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        repo_id, revision=tag, data_files=list(chosen), split="train", streaming=True
+    )
+    counts: dict[str, int] = {}
+    hashes: dict[str, int] = {}
+    for batch in rows.with_format("arrow").iter(batch_size=131_072):
+        column = batch.column("model_id")
+        for model_id in column.unique().to_pylist():
+            part = batch.filter(pc.equal(column, model_id)).cast(schema.FILTERS.arrow)
+            counts[model_id] = counts.get(model_id, 0) + part.num_rows
+            hashed = content.hash_rows(part, content.FILTER_IDENTITY)
+            hashes[model_id] = content.add(hashes.get(model_id, 0), hashed)
+    for path, facts in chosen.items():
+        model_id = Path(path).stem
+        if counts.get(model_id, 0) != facts["rows"]:
+            found = counts.get(model_id, 0)
+            yield f"{path}: {name} streams {found} rows of it, not {facts['rows']}"
+        elif content.text(hashes[model_id]) != facts["content_hash"]:
+            yield f"{path}: what {name} streams has another content hash"
+
+
+def _check_counts(repo_id: str, tag: str, files: dict[str, Any]) -> Iterator[str]:
+    """Rows per model and per small table, as DuckDB counts them on the Hub."""
+    base = f"{hub.SCHEME}{repo_id}@{tag}/"
+    with duckdb.connect() as con:
+        con.register_filesystem(hub.duckdb_filesystem())
+        paths = [p for p in files if p.startswith("data/filters/")]
+        sql = "SELECT model_id, count(*) FROM read_parquet($paths) GROUP BY ALL"
+        counts: dict[str, int] = dict(
+            con.execute(sql, {"paths": [base + p for p in paths]}).fetchall()
+        )
+        for name in schema.SMALL_TABLES:
+            path = schema.table_path(name)
+            if path in files:
+                ((n,),) = con.execute(f"SELECT count(*) FROM '{base}{path}'").fetchall()
+                if n != files[path]["rows"]:
+                    yield f"{name}: DuckDB counts {n} rows, not {files[path]['rows']}"
+    for path in paths:
+        n = counts.get(Path(path).stem, 0)
+        if n != files[path]["rows"]:
+            yield f"{path}: DuckDB counts {n} rows, not {files[path]['rows']}"
