@@ -70,7 +70,7 @@ class Checkpoint:
         begin = self._extents[storage.key][0] + storage.skip * width
         raw: Any = self._memory
         if begin % width:  # the legacy format aligns nothing
-            raw, begin = bytearray(raw[begin : begin + storage.numel * width]), 0
+            raw, begin = bytearray(memoryview(raw)[begin : begin + storage.numel * width]), 0
         flat = torch.frombuffer(raw, dtype=stored.dtype, count=storage.numel, offset=begin)
         return flat.as_strided(stored.shape, stored.stride, stored.offset)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,12 +118,12 @@ def fetch(
     return _fetched(address, files, checked, cached=True)
 
 
-def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> dict[str, Tensor]:
+def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> Mapping[str, Tensor]:
     """The weights for `model` (on any device, meta included) out of the fetched files.
 
     Keys and order are those of `model.state_dict()`, shared tensors under each of their names;
-    element types as stored; numbers mapped from the file. Keys on which no filter depends may be
-    absent and keep the constructor's value: see `builder.state.fit_state`.
+    element types as stored; numbers are read from the file when asked for. Keys on which no
+    filter depends may be absent and keep the constructor's value: see `builder.state.fit_state`.
 
     Raises:
         BuilderError: an unusable or malicious file, or one of another architecture.

@@ -59,8 +59,30 @@ class _Match:
             yield _rename(key, self.strip, self.add), tensor
 
 
-def fit_state(checkpoints: Sequence[Checkpoint], model: nn.Module, what: str) -> dict[str, Tensor]:
+class _LazyState(Mapping[str, "Tensor"]):
+    """Weights that stay in their files until asked for."""
+
+    def __init__(self, stored: Mapping[str, tuple[Checkpoint, StoredTensor]]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, key: str) -> Tensor:
+        checkpoint, tensor = self._stored[key]
+        return checkpoint.load(tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def fit_state(
+    checkpoints: Sequence[Checkpoint], model: nn.Module, what: str
+) -> Mapping[str, Tensor]:
     """Tensors for the keys of `model.state_dict()`, in its order; shapes are the model's.
+
+    A tensor is read when it is asked for, and not kept: whoever goes through the layers one by
+    one never has more than a layer in memory.
 
     Keys of shared tensors are all filled when one is there. Keys that filters do not depend on
     may be absent from the result, and keep the value the constructor gave them: BatchNorm's
@@ -90,11 +112,7 @@ def fit_state(checkpoints: Sequence[Checkpoint], model: nn.Module, what: str) ->
                 found[key] = (checkpoint, tensor)
         _fill_aliases(found, expected)
     _check(expected, found, surplus, f"{', '.join(c.name for c in checkpoints)}", what)
-    loaded: dict[int, Tensor] = {}
-    for key, (checkpoint, tensor) in found.items():
-        if expected.aliases[key] not in loaded:
-            loaded[expected.aliases[key]] = checkpoint.load(tensor)
-    return {k: loaded[i] for k, i in expected.aliases.items() if i in loaded}
+    return _LazyState({k: found[k] for k in expected.shapes if k in found})
 
 
 def _expected(model: nn.Module) -> _Expected:

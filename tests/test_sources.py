@@ -8,7 +8,7 @@ import os
 import pickle
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from builder.errors import BuilderError, NetworkError, UsageError
 from builder.registry import ModelSpec, load_cohort
 
 State = dict[str, Tensor]
+Loaded = Mapping[str, Tensor]
 DRIVE = "/uc?export=download&confirm=t&id="
 
 
@@ -105,13 +106,13 @@ def fetch(model: ModelSpec, folder: Path, by_hand: Path | None = None) -> source
     )
 
 
-def weights(model: ModelSpec, fetched: sources.Fetched) -> State:
+def weights(model: ModelSpec, fetched: sources.Fetched) -> Loaded:
     with torch.device("meta"):
         network = sources.construct(model.constructor)
     return sources.load_state(model, fetched, network)
 
 
-def load(model: ModelSpec, folder: Path) -> State:
+def load(model: ModelSpec, folder: Path) -> Loaded:
     return weights(model, fetch(model, folder))
 
 
@@ -121,7 +122,7 @@ def saved(folder: Path, obj: Any, name: str = "w.pt") -> ModelSpec:
     return spec(str(path))
 
 
-def agree(found: State, wanted: State) -> bool:
+def agree(found: Loaded, wanted: State) -> bool:
     return all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
