@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -47,23 +47,25 @@ class _Follower:
     """Follows the image through the ATen operators of one forward pass."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
+        from torch.utils.weak import WeakTensorKeyDictionary
+
         self.names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
         self.layers: dict[str, _FirstLayer] = {}
-        # By identity; parameters and constants are not in it. A freed tensor's identity may be
-        # used again, but a new tensor is the result of an operator, which records it anew.
-        self.origins = {id(x): _IMAGE}
+        # Parameters and constants are not in it. Weak keys: a freed tensor's identity is soon that
+        # of another, and a constant made on the way must not inherit what the freed one held.
+        self.origins: MutableMapping[Tensor, _Origin] = WeakTensorKeyDictionary({x: _IMAGE})
 
     def observe(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         """Record one operator that has just run."""
         inputs = _tensors([*args, *kwargs.values()])
-        sources = {self.origins[id(t)] for t in inputs if id(t) in self.origins}
+        sources = {self.origins[t] for t in inputs if t in self.origins}
         results = list(_tensors([output]))
         origin = self._origin(func, args, sources, results[0]) if sources and results else None
         for t in results:
             if origin is None:
-                self.origins.pop(id(t), None)
+                self.origins.pop(t, None)
             else:
-                self.origins[id(t)] = origin
+                self.origins[t] = origin
 
     def _origin(
         self, func: Any, args: tuple[Any, ...], sources: set[_Origin], result: Tensor
@@ -74,7 +76,8 @@ class _Follower:
             return self._first(args[1], result) if name == "aten::convolution" else _IMAGE
         if sources == {_Origin(source.layer, raw=True)} and "batch_norm" in name:
             # Copied, here and below: an in-place operator may overwrite the original.
-            self.layers[source.layer] = _FirstLayer(result.clone(), result.clone(), normalised=True)
+            kept = result.clone()
+            self.layers[source.layer] = _FirstLayer(kept, kept, normalised=True)
             return _Origin(source.layer, normalised=True)
         if _is_pointwise(func) and len({(s.layer, s.normalised) for s in sources}) == 1:
             layer = self.layers.get(source.layer)
@@ -97,7 +100,8 @@ class _Follower:
             )
         if layer in self.layers:  # run again, say on a mirrored image: the first run counts
             return _DEEP
-        self.layers[layer] = _FirstLayer(result.clone(), result.clone())
+        kept = result.clone()
+        self.layers[layer] = _FirstLayer(kept, kept)
         return _Origin(layer, raw=True)
 
 
@@ -127,7 +131,7 @@ def first_features(
     reads it too, or, without one, the convolution's own output. "Behind the activation" is the last
     tensor computed from that alone by pointwise operators (ReLU; x * sigmoid(x) in two steps)
     before another operator reads it: the next convolution, a padding, a pooling. Where there is no
-    activation the two are equal.
+    activation the two are one tensor.
 
     Args:
         model: in evaluation mode; its parameters name the convolutions.
@@ -135,8 +139,8 @@ def first_features(
         x: float32 (n, 3, h, w) in [0, 1], on the model's device.
 
     Returns:
-        Features on the CPU, float32, each (n, channels, h', w'), in order of execution; and what
-        `forward` returned.
+        Features, copies of (n, channels, h', w') each, in order of execution; and what `forward`
+        returned.
 
     Raises:
         BuilderError: no convolution reads the image, or one with a computed weight.
@@ -158,5 +162,4 @@ def first_features(
         output = forward(x)
     if not follower.layers:
         raise BuilderError(f"{type(model).__name__} runs no convolution on the image.")
-    kept = follower.layers.items()
-    return {k: (v.pre.float().cpu(), v.post.float().cpu()) for k, v in kept}, output
+    return {name: (layer.pre, layer.post) for name, layer in follower.layers.items()}, output
