@@ -192,9 +192,9 @@ def check_tables(root: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
             key = ", ".join(table.key)
             repeated = connection.execute(
                 f"SELECT {key} FROM {name} GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
-            ).fetchone()
+            ).fetchall()
             if repeated:
-                yield Finding("keys", path, f"key ({key}) occurs twice: {repeated}")
+                yield Finding("keys", path, f"key ({key}) occurs twice: {repeated[0]}")
             yield from _check_values(path, table, rows)
         for rule, sql in _CHECKS.items():
             broken = connection.execute(f"SELECT * FROM ({sql}) LIMIT 3").fetchall()
@@ -207,10 +207,12 @@ def check_tables(root: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
             "SELECT (SELECT count(*) FROM models), (SELECT count(*) FROM pairs), "
             "(SELECT count(*) FROM layers WHERE weights = 'folded'), "
             "(SELECT coalesce(sum(n_filters), 0)::BIGINT FROM models)"
-        ).fetchone()
+        ).fetchall()
     totals = tuple(manifest["totals"][k] for k in ("models", "pairs", "layers", "filters"))
-    if counted != totals:
-        yield Finding("counts", schema.MANIFEST, f"totals are {totals}, the tables hold {counted}")
+    if counted != [totals]:
+        yield Finding(
+            "counts", schema.MANIFEST, f"totals are {totals}, the tables hold {counted[0]}"
+        )
     yield from _check_filter_files(root, manifest, models)
 
 

@@ -12,11 +12,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuilderError, UsageError
 from builder.release import read_manifest, write_atomic
 from builder.schema import MANIFEST
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 OWN = ("data", "queries", "README.md", MANIFEST, ".build")
 """Everything a build writes at the top of its folder."""
@@ -57,32 +60,21 @@ def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterato
         UsageError: the folder holds something else, or another build.
         BuilderError: another build is running in it, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     _refuse_foreign(root)
-    try:
-        (root / ".build").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".build" / "lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise BuilderError(
-            f"another build is running in {root}.",
-            hint="wait for it, or choose another --out.",
-        ) from None
-    except OSError as e:
-        raise BuilderError(
-            f"cannot write to {root}: {e.strerror}.", hint="choose another --out."
-        ) from None
-    with lock:
+    if (root / MANIFEST).exists() and not fresh:
+        _refuse_other(root, read_manifest(root)["build"], identity)
+        if not (root / ".build").exists():
+            yield None
+            return
+    with _locked(root):
         if fresh:
             _clear(root)
-        for leftover in root.rglob(".*.tmp"):
-            leftover.unlink()
-        if (root / MANIFEST).exists():
-            _refuse_other(root, read_manifest(root)["build"], identity)
+        elif (root / MANIFEST).exists():  # killed after the manifest, before the sweeping
             shutil.rmtree(root / ".build")
             yield None
             return
+        for leftover in root.rglob(".*.tmp"):
+            leftover.unlink()
         own = root / ".build" / "identity.json"
         if own.exists():
             _refuse_other(root, json.loads(own.read_bytes()), identity)
@@ -91,6 +83,25 @@ def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterato
         yield Workspace(root)
         if (root / MANIFEST).exists():
             shutil.rmtree(root / ".build")
+
+
+def _locked(root: Path) -> FileLock:
+    """The lock of a build folder, held; the folder is made if absent."""
+    from filelock import FileLock, Timeout
+
+    try:
+        (root / ".build").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".build" / "lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise BuilderError(
+            f"another build is running in {root}.", hint="wait for it, or choose another --out."
+        ) from None
+    except OSError as e:
+        raise BuilderError(
+            f"cannot write to {root}: {e.strerror}.", hint="choose another --out."
+        ) from None
+    return lock
 
 
 def _refuse_foreign(root: Path) -> None:

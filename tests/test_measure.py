@@ -68,7 +68,9 @@ def test_one_filter_per_direction_has_the_entropy_of_eight_equal_directions():
 
 
 def test_scaling_by_the_own_maximum_makes_multiples_of_one_filter_equal():
-    weight = torch.arange(1.0, 10).reshape(1, 1, 3, 3) * torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)
+    weight = torch.arange(1.0, 10).reshape(1, 1, 3, 3) * torch.tensor([1.0, 2, 3, 4]).view(
+        4, 1, 1, 1
+    )
     metrics = measure(weight)["trained"]
     assert metrics["variance_entropy"] == 0.0  # scaled, they do not vary
     assert metrics["variance_entropy_raw"] == pytest.approx(0.0, abs=1e-9)  # along one direction

@@ -1,0 +1,93 @@
+"""Shared fixtures: a toy cohort, and one release of it built by the real code."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.registry import REQUIRED
+
+LINES = [
+    ("alpha", "true", "Toy-8", "toy_networks:Toy", "alpha"),
+    ("beta", "true", "Toy-16", "toy_networks:wide", "beta"),
+    ("alpha", "false", "Toy-8", "toy_networks:Toy", ""),
+    ("beta", "false", "Toy-16", "toy_networks:wide", ""),
+]
+
+
+def write_cohort(path: Path, checkpoints: dict[str, Path] | None = None) -> Path:
+    """A cohort CSV of toy networks; `checkpoints` by model_id, else addresses never asked for."""
+    found = checkpoints or {}
+    with path.open("w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow([*REQUIRED, "standard_network"])
+        for network, robust, architecture, constructor, partner in LINES:
+            kind = "robust" if robust == "true" else "standard"
+            model_id = f"cifar10-{kind}-{network}"
+            if checkpoints is None or model_id in found:
+                address = found.get(model_id, Path("nowhere.pt"))
+                out.writerow(
+                    [network, "cifar10", robust, architecture, constructor, address,
+                     partner if checkpoints is None else ""]
+                )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("cohort") / "toy.csv")
+
+
+def build_toy(cohort: Path, out: Path, **options: Any) -> Any:
+    """`builder build` of a toy cohort with seeded weights, in this process."""
+    from builder.build import Options, build
+    from builder.registry import load_cohort
+
+    settings = {"weights": "seeded:0", **options}
+    return build(load_cohort(str(cohort)), out, Options(**settings), lambda *progress: None)
+
+
+@pytest.fixture(scope="session")
+def release(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished release of the toy cohort, seeded weights. Copy it before changing it."""
+    out = tmp_path_factory.mktemp("release") / "toy"
+    assert not build_toy(toy_cohort, out).failures
+    return out
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small file system: tmpfs("size=2m"). Needs the right to mount; else skips."""
+    import subprocess
+
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / f"mount{len(mounted)}"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of optional real data: $RFL_DATA, else ../shared/data. Skips where absent."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("RFL_DATA", root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set RFL_DATA")
+    return folder

@@ -1,0 +1,291 @@
+"""Builds of toy cohorts through the real code: content, resume, refusals, broken inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import build_toy, write_cohort
+from toy_networks import Toy, wide
+
+from builder import schema
+from builder.build import Options, build
+from builder.errors import BuilderError, UsageError
+from builder.registry import load_cohort
+from builder.verify import verify
+
+
+def manifest(root: Path) -> dict:
+    return json.loads((root / "manifest.json").read_bytes())
+
+
+def checkpoint(path: Path, make: Callable[[], torch.nn.Module], seed: int) -> Path:
+    torch.manual_seed(seed)
+    torch.save(make().state_dict(), path)
+    return path
+
+
+def build_checkpoints(cohort: Path, out: Path, **options: object):
+    return build_toy(cohort, out, weights="checkpoints", first_layer=False, **options)
+
+
+def test_a_release_of_seeded_weights_is_good_and_says_it_is_synthetic(release: Path):
+    assert verify(release, full=True) == []
+    assert manifest(release)["weights"] == "seeded:0"
+    n_filters = 2 * (24 + 32 + 128) + 2 * (48 + 128 + 512)  # two models of width 8, two of 16
+    totals = {"models": 4, "pairs": 2, "layers": 12, "filters": n_filters}
+    assert manifest(release)["totals"] == totals
+    metadata = pq.read_schema(release / schema.table_path("layers")).metadata
+    assert metadata[b"rfl.weights"] == b"seeded:0"
+    assert "seeded" in (release / "README.md").read_text()
+    assert not (release / ".build").exists()
+
+
+def test_dead_layers_are_left_out_and_groups_count_inside(release: Path):
+    rows = pq.read_table(release / schema.table_path("layers")).to_pylist()
+    toy = [r for r in rows if r["model_id"] == "cifar10-robust-alpha" and r["weights"] == "folded"]
+    assert [r["layer"] for r in toy] == ["conv1", "grouped", "last"]
+    assert [(r["in_channels"], r["groups"]) for r in toy] == [(3, 1), (4, 2), (8, 1)]
+    assert [r["bn_layer"] for r in toy] == ["bn1", None, None]
+    assert [r["conv_depth"] for r in toy] == [0, 1, 3]
+    assert [r["depth_bin"] for r in toy] == [0, 4, 10]
+
+
+def test_the_same_build_twice_has_the_same_bytes(toy_cohort: Path, release: Path, tmp_path: Path):
+    build_toy(toy_cohort, tmp_path / "again", jobs=2)
+    assert manifest(tmp_path / "again")["files"] == manifest(release)["files"]
+
+
+def test_another_seed_gives_other_filters(toy_cohort: Path, release: Path, tmp_path: Path):
+    build_toy(toy_cohort, tmp_path / "other", weights="seeded:1", first_layer=False)
+    path = schema.filters_path("cifar10", "cifar10-robust-alpha")
+    hashes = [manifest(root)["files"][path]["content_hash"] for root in
+              (release, tmp_path / "other")]  # fmt: skip
+    assert hashes[0] != hashes[1]
+
+
+def test_stored_filters_are_the_checkpoints_weights_and_fold_with_their_batchnorm(tmp_path: Path):
+    path = checkpoint(tmp_path / "a.pt", Toy, 3)
+    cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": path})
+    assert not build_checkpoints(cohort, tmp_path / "out").failures
+    state = torch.load(path, weights_only=True)
+    table = pq.read_table(tmp_path / "out" / schema.filters_path("cifar10", "cifar10-robust-alpha"))
+    stored = np.stack([table[c].to_numpy() for c in schema.FILTER_COLUMNS], axis=1)
+    weights = [state[f"{n}.weight"].reshape(-1, 9) for n in ("conv1", "grouped", "last")]
+    np.testing.assert_array_equal(stored, torch.cat(weights).numpy())
+    np.testing.assert_array_equal(table["linf"].to_numpy(), np.abs(stored).max(axis=1))
+    scale = state["bn1.weight"] / (state["bn1.running_var"] + 1e-5).sqrt()
+    expected = np.concatenate([np.repeat(scale.numpy(), 3), np.ones(len(stored) - 24, np.float32)])
+    np.testing.assert_array_equal(table["bn_scale"].to_numpy(), expected)
+    model = pq.read_table(tmp_path / "out" / schema.table_path("models")).to_pylist()[0]
+    assert model["checkpoint_bytes"] == path.stat().st_size
+    assert len(model["checkpoint_sha256"]) == 64
+    assert model["clean_acc"] is None and model["title"] is None
+
+
+def test_models_with_identical_filters_are_reported(tmp_path: Path):
+    files = {
+        "cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),
+        "cifar10-standard-alpha": checkpoint(tmp_path / "b.pt", Toy, 1),
+        "cifar10-standard-beta": checkpoint(tmp_path / "c.pt", wide, 1),
+    }
+    build_checkpoints(write_cohort(tmp_path / "c.csv", files), tmp_path / "out")
+    group = ["cifar10-robust-alpha", "cifar10-standard-alpha"]
+    assert manifest(tmp_path / "out")["duplicates"] == [group]
+    rows = pq.read_table(tmp_path / "out" / schema.table_path("models")).to_pylist()
+    assert [r["same_filters_as"] for r in rows] == [None, "cifar10-robust-alpha", None]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_and_their_metrics_null(tmp_path: Path, bad: float):
+    state = Toy().state_dict()
+    state["grouped.weight"][0, 0, 0, 0] = bad
+    torch.save(state, tmp_path / "a.pt")
+    cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": tmp_path / "a.pt"})
+    outcome = build_checkpoints(cohort, tmp_path / "out")
+    assert len(outcome.problems) == 2  # both views
+    assert "cifar10-robust-alpha: layer grouped has NaN or infinite" in outcome.problems[0]
+    assert manifest(tmp_path / "out")["problems"] == outcome.problems
+    rows = pq.read_table(tmp_path / "out" / schema.table_path("layers")).to_pylist()
+    assert [r["sparsity"] is None for r in rows] == [False, False, True, True, False, False]
+    assert verify(tmp_path / "out", full=True) == []
+
+
+def test_one_bad_model_does_not_stop_the_others_and_a_later_build_goes_on(tmp_path: Path):
+    missing = tmp_path / "late.pt"
+    files = {
+        "cifar10-robust-alpha": missing,
+        "cifar10-robust-beta": checkpoint(tmp_path / "b.pt", wide, 1),
+    }
+    cohort, out = write_cohort(tmp_path / "c.csv", files), tmp_path / "out"
+    outcome = build_checkpoints(cohort, out)
+    assert list(outcome.failures) == ["cifar10-robust-alpha"]
+    assert str(missing) in str(outcome.failures["cifar10-robust-alpha"])
+    assert not (out / "manifest.json").exists()
+    before = (out / schema.filters_path("cifar10", "cifar10-robust-beta")).stat().st_mtime_ns
+    checkpoint(missing, Toy, 1)
+    assert not build_checkpoints(cohort, out).failures
+    after = (out / schema.filters_path("cifar10", "cifar10-robust-beta")).stat().st_mtime_ns
+    assert before == after
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-500]), "a.pt"),
+        (lambda p: torch.save(wide().state_dict(), p), "shape"),
+        (lambda p: p.write_bytes(b"<html>quota exceeded</html>"), "web page"),
+        (lambda p: p.write_bytes(b""), "empty"),
+    ],
+    ids=["truncated", "another architecture", "a web page", "empty"],
+)
+def test_a_wrong_checkpoint_is_one_message_and_nothing_half_written(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+):
+    path = checkpoint(tmp_path / "a.pt", Toy, 1)
+    spoil(path)
+    cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": path})
+    failures = build_checkpoints(cohort, tmp_path / "out").failures
+    assert said in str(failures["cifar10-robust-alpha"])
+    assert list((tmp_path / "out").rglob("*.parquet")) == []
+    checkpoint(path, Toy, 1)
+    assert not build_checkpoints(cohort, tmp_path / "out").failures
+
+
+def test_a_finished_release_is_left_alone(toy_cohort: Path, release: Path):
+    before = {p: p.stat().st_mtime_ns for p in release.rglob("*")}
+    assert build_toy(toy_cohort, release).already_there
+    assert {p: p.stat().st_mtime_ns for p in release.rglob("*") if p != release} == {
+        p: t for p, t in before.items() if p != release
+    }
+
+
+def test_a_folder_with_another_build_is_refused_unless_fresh(toy_cohort: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    build_toy(toy_cohort, out, first_layer=False)
+    with pytest.raises(UsageError, match=r"different build .*weights: there \"seeded:0\""):
+        build_toy(toy_cohort, out, first_layer=False, weights="seeded:5")
+    assert verify(out) == []
+    build_toy(toy_cohort, out, first_layer=False, weights="seeded:5", fresh=True)
+    assert manifest(out)["weights"] == "seeded:5"
+    assert verify(out) == []
+
+
+def test_a_folder_with_something_else_is_refused(toy_cohort: Path, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no build"):
+        build_toy(toy_cohort, tmp_path, fresh=True)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    with pytest.raises(UsageError, match="is not a folder"):
+        build_toy(toy_cohort, tmp_path / "thesis.tex")
+
+
+def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
+    (tmp_path / ".build").mkdir()
+    script = (
+        "import sys; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / ".build" / "lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout is not None and other.stdin is not None
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(BuilderError, match="another build is running"):
+        build_toy(toy_cohort, tmp_path)
+    other.stdin.close()
+    other.wait()
+    assert not build_toy(toy_cohort, tmp_path, first_layer=False).failures
+
+
+def test_a_lost_filter_file_is_built_again(toy_cohort: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    files = {
+        "cifar10-robust-alpha": tmp_path / "a.pt",
+        "cifar10-robust-beta": tmp_path / "none.pt",
+    }
+    bad = write_cohort(tmp_path / "bad.csv", files)
+    checkpoint(tmp_path / "a.pt", Toy, 1)
+    assert len(build_checkpoints(bad, out).failures) == 1
+    (out / schema.filters_path("cifar10", "cifar10-robust-alpha")).unlink()
+    checkpoint(tmp_path / "none.pt", wide, 1)
+    assert not build_checkpoints(bad, out).failures
+    assert verify(out) == []
+
+
+def test_leftovers_of_a_killed_build_are_swept(toy_cohort: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    folder = out / "data" / "filters" / "dataset=cifar10"
+    folder.mkdir(parents=True)
+    (out / ".build").mkdir()
+    (folder / ".cifar10-robust-alpha.parquet.tmp").write_bytes(b"half a file")
+    assert not build_toy(toy_cohort, out, first_layer=False).failures
+    assert verify(out) == []
+
+
+def test_a_full_disk_is_one_message_and_a_later_build_goes_on(
+    tmpfs: Callable[[str], Path], tmp_path: Path
+):
+    cohort = write_cohort(tmp_path / "c.csv")
+    cohort.write_text(cohort.read_text().replace("toy_networks:wide", "toy_networks:huge"))
+    folder = tmpfs("size=2m")
+    with pytest.raises(BuilderError, match="is full; what was finished is kept") as e:
+        build_toy(cohort, folder / "out", first_layer=False)
+    assert "goes on from there" in e.value.hint
+    assert not list((folder / "out").rglob(".*.tmp"))
+    assert (folder / "out" / ".build" / "models" / "cifar10-robust-alpha.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    assert not build_toy(cohort, folder / "out", first_layer=False).failures
+    assert verify(folder / "out") == []
+
+
+def test_a_read_only_folder_is_one_message(tmpfs: Callable[[str], Path], toy_cohort: Path):
+    folder = tmpfs("ro")
+    with pytest.raises(BuilderError, match=r"cannot write to .*: Read-only file system"):
+        build_toy(toy_cohort, folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weights": "seeded"}, "expected 'checkpoints' or 'seeded:N'"),
+        ({"weights": "seeded:x"}, "expected 'checkpoints' or 'seeded:N'"),
+        ({"weights": "seeded:0", "device": "tpu"}, "expected auto, cpu or cuda"),
+        ({"weights": "seeded:0", "models": "cifar10-*Nobody*"}, "no model of cohort"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(
+    toy_cohort: Path, tmp_path: Path, options: dict, said: str
+):
+    with pytest.raises(UsageError, match=said):
+        build(load_cohort(str(toy_cohort)), tmp_path / "out", Options(**options), print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_constructor_that_fails_is_one_message(tmp_path: Path):
+    cohort = write_cohort(tmp_path / "c.csv")
+    cohort.write_text(cohort.read_text().replace("toy_networks:wide", "toy_networks:fails"))
+    with pytest.raises(UsageError, match="this constructor always fails"):
+        build_toy(cohort, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_builds_killed_at_random_moments_end_with_the_same_content(toy_cohort: Path):
+    script = Path(__file__).with_name("kill_and_resume.py")
+    options = ["--cohort", str(toy_cohort), "--weights", "seeded:0"]
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "4", "--", *options],
+        env={**os.environ, "PYTHONPATH": str(script.parent)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,100 @@
+"""Cohorts: the paper's facts, and what is refused in a user's CSV."""
+
+from pathlib import Path
+
+import pytest
+from conftest import write_cohort
+
+from builder.errors import UsageError
+from builder.registry import load_cohort
+
+PAPER = load_cohort("paper")
+
+
+def test_the_paper_cohort_has_its_models_pairs_and_architectures():
+    robust = [m for m in PAPER.models if m.robust]
+    by_dataset = [sum(m.dataset == d for m in robust) for d in ("cifar10", "cifar100", "imagenet")]
+    assert by_dataset == [49, 17, 5]
+    assert len(PAPER.models) == 114 and len(PAPER.pairs) == 71
+    assert len({s.model_id for _, s in PAPER.pairs}) == 43
+    assert len({m.architecture for m in PAPER.models}) == 13
+
+
+def test_every_robust_model_of_the_paper_has_complete_metadata():
+    for m in PAPER.models:
+        if m.robust:
+            for name in ("clean_acc", "autoattack_acc", "extra_data", "title", "authors", "venue",
+                         "year", "paper_url", "license", "threat_model", "eps"):  # fmt: skip
+                assert getattr(m, name) is not None, (m.model_id, name)
+            assert m.eps == ("4/255" if m.dataset == "imagenet" else "8/255")
+
+
+def test_what_was_never_measured_is_null_not_zero():
+    unknown = {m.model_id for m in PAPER.models if m.autoattack_acc is None}
+    assert unknown == {
+        "cifar10-standard-Rebuffi2021Fixing_106_16_cutmix_ddpm",
+        "imagenet-standard-resnet18.tv_in1k",
+        "imagenet-standard-resnet50.a1_in1k",
+        "imagenet-standard-wide_resnet50_2.racm_in1k",
+    }
+    assert all(m.title != "" and m.clean_acc != 0 for m in PAPER.models)
+
+
+def test_the_published_names_of_models_keep_their_licences():
+    licences = {m.model_id: m.license for m in PAPER.models}
+    assert licences["cifar10-robust-Ding2020MMA"] == "CC-BY-NC-SA-4.0"
+    assert licences["cifar10-standard-Carmon2019Unlabeled"] == "CC-BY-SA-4.0"
+    assert None not in licences.values()
+
+
+def test_models_are_selected_by_pattern_and_order_is_kept():
+    names = [m.model_id for m in PAPER.select("cifar10-*R18*,imagenet-robust-*").models]
+    assert len(names) == 12 and names[0].startswith("cifar10-robust-Gowal2021Improving_R18")
+    with pytest.raises(UsageError, match="no model of cohort 'paper' matches 'cifar10-Nobody'"):
+        PAPER.select("cifar10-*R18*,cifar10-Nobody")
+
+
+def test_a_pair_needs_both_members_in_the_selection():
+    assert PAPER.select("*-robust-*").pairs == []
+
+
+def test_an_unknown_cohort_names_the_known_ones():
+    with pytest.raises(UsageError, match="unknown cohort 'papre'") as e:
+        load_cohort("papre")
+    assert "mini, paper" in e.value.hint
+    with pytest.raises(UsageError, match="cannot read the cohort"):
+        load_cohort("none.csv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("checkpoint,", "chekpoint,", "unknown column.* chekpoint; missing column.* checkpoint"),
+        ("true", "yes", "row 2: column 'robust' is 'yes': expected true or false"),
+        ("cifar10,", "cifar-10,", "column 'dataset' is 'cifar-10': expected one of cifar10"),
+        ("alpha,cifar10,true", "a/b,cifar10,true", "column 'network' is 'a/b'"),
+        ("alpha,cifar10,true", ",cifar10,true", "column 'network' is empty; it is required"),
+        ("beta,cifar10,true", "alpha,cifar10,true", "'cifar10-robust-alpha' occurs twice"),
+        ("nowhere.pt,alpha", "nowhere.pt,gamma", "no such cifar10 model"),
+        ("nowhere.pt,beta", "nowhere.pt,alpha", "pair of different architectures"),
+        ("nowhere.pt,\n", "nowhere.pt,alpha\n", "but is itself standard"),
+        ("nowhere.pt,\n", "nowhere.pt\n", "has not the header's 7 fields"),
+    ],
+)
+def test_a_wrong_csv_is_one_message(tmp_path: Path, old: str, new: str, said: str):
+    path = write_cohort(tmp_path / "c.csv")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UsageError, match=said):
+        load_cohort(str(path))
+
+
+def test_an_empty_csv_and_a_binary_file_are_one_message(tmp_path: Path):
+    path = write_cohort(tmp_path / "c.csv")
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UsageError, match="no models"):
+        load_cohort(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot read the cohort"):
+        load_cohort(str(path))

@@ -1,0 +1,194 @@
+"""Every change to a release is found: flipped bytes, missing and extra files, forged numbers."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from builder import schema
+from builder.errors import BuilderError, UsageError
+from builder.release import file_sha256, read_manifest, write_manifest
+from builder.verify import verify
+from builder.write import TABLE_SETTINGS, write_table
+
+MODEL = "cifar10-robust-alpha"
+
+
+@pytest.fixture
+def copy(release: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(release, tmp_path / "copy")
+
+
+def reported(root: Path, full: bool = False) -> str:
+    """What verify says, in one text; '' where it finds nothing."""
+    try:
+        return "\n".join(map(str, verify(root, full)))
+    except BuilderError as e:
+        return str(e)
+
+
+def test_every_flipped_byte_is_reported(release: Path, copy: Path):
+    files = sorted(p for p in copy.rglob("*") if p.is_file())
+    draw = random.Random(0)
+    # Every file at least three times, and 200 more anywhere, in proportion to size.
+    places = [(p, draw.randrange(p.stat().st_size)) for p in files for _ in range(3)]
+    sizes = [p.stat().st_size for p in files]
+    places += [(p, draw.randrange(p.stat().st_size)) for p in draw.choices(files, sizes, k=200)]
+    for path, position in places:
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(bad)
+        said = reported(copy)
+        assert path.name in said, f"{path} at {position}: {said!r}"
+        path.write_bytes(good)
+    assert reported(copy) == ""
+
+
+def test_a_cut_file_a_missing_file_and_a_stray_file_are_reported(copy: Path):
+    path = copy / schema.table_path("layers")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert f"has {len(data) - 1} bytes, the manifest says {len(data)}" in reported(copy)
+    path.unlink()
+    assert "files: data/layers.parquet: is missing" in reported(copy)
+    path.write_bytes(data)
+    (copy / "data" / "notes.txt").write_text("hello")
+    assert "files: data/notes.txt: is not in the manifest" in reported(copy)
+
+
+def test_a_folder_without_a_manifest_is_no_release(tmp_path: Path):
+    with pytest.raises(UsageError, match="is not a release"):
+        verify(tmp_path)
+
+
+def test_a_manifest_of_a_newer_schema_is_refused(copy: Path):
+    write_manifest(copy, {**read_manifest(copy), "schema_version": 99})
+    with pytest.raises(UsageError, match="schema version 99"):
+        verify(copy)
+
+
+def forge(root: Path, path: str, change: Callable[[pa.Table], pa.Table], table: str) -> None:
+    """Rewrite a table and make the manifest agree with it, as a careful forger would."""
+    rows = change(pq.read_table(root / path))
+    if table == "filters":
+        kept = rows.schema.metadata
+        with pq.ParquetWriter(root / path, rows.schema.with_metadata(kept)) as writer:
+            writer.write_table(rows)
+        facts = {"rows": rows.num_rows, "bytes": (root / path).stat().st_size,
+                 "sha256": file_sha256(root / path), "content_hash": "0" * 32}  # fmt: skip
+    else:
+        facts = asdict(write_table(root / path, schema.TABLES[table], rows, "seeded:0"))
+    manifest = read_manifest(root)
+    manifest["files"][path] = facts
+    write_manifest(root, manifest)
+
+
+def with_value(name: str, row: int, value: object) -> Callable[[pa.Table], pa.Table]:
+    def change(rows: pa.Table) -> pa.Table:
+        values = rows[name].to_pylist()
+        values[row] = value
+        index = rows.schema.get_field_index(name)
+        return rows.set_column(index, rows.schema.field(name), pa.array(values, rows[name].type))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "said"),
+    [
+        ("models", with_value("model_id", 0, "cifar10-robust-other"), "without their"),
+        ("models", with_value("network", 0, "other"), "not dataset-kind-network"),
+        ("models", with_value("n_filters", 0, 5), "do not add up"),
+        ("models", with_value("clean_acc", 0, 130.0), "accuracy out of range"),
+        ("models", lambda t: t.slice(1), "without their"),
+        ("pairs", with_value("standard_model_id", 0, MODEL), "without their standard"),
+        ("pairs", lambda t: pa.concat_tables([t, t]), "occurs twice"),
+        ("layers", with_value("sparsity", 0, 1.5), "out of range"),
+        ("layers", with_value("norm_l1", 0, float("nan")), "has NaN"),
+        ("layers", with_value("depth_bin", 0, 11), "out of range"),
+        ("layers", lambda t: t.slice(2), "do not add up"),
+        ("histograms", with_value("n", 40, 10**6), "does not hold every non-sparse filter"),
+    ],
+)
+def test_tables_that_contradict_each_other_are_reported(
+    copy: Path, table: str, change: Callable[[pa.Table], pa.Table], said: str
+):
+    forge(copy, schema.table_path(table), change, table)
+    assert said in reported(copy)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["n_sparse", "variance_entropy", "variance_entropy_raw_norm", "orthogonality", "norm_l2"],
+)
+def test_a_forged_metric_is_reported_by_the_full_tier(copy: Path, metric: str):
+    path = schema.table_path("layers")
+    value = pq.read_table(copy / path)[metric][3].as_py()
+    forge(copy, path, with_value(metric, 3, value + 1 if metric == "n_sparse" else value * 0.99),
+          "layers")  # fmt: skip
+    assert metric in reported(copy, full=True) or "histogram" in reported(copy)
+
+
+def test_a_forged_filter_is_reported_by_the_full_tier(copy: Path):
+    path = schema.filters_path("cifar10", MODEL)
+    forge(copy, path, with_value("w11", 7, 0.125), "filters")
+    assert reported(copy) == ""  # the fast tier reads no filters
+    said = reported(copy, full=True)
+    assert "content hash is not the manifest's" in said
+    assert "its filters give" in said
+
+
+def test_shuffled_filters_are_reported_by_the_full_tier(copy: Path):
+    order = np.random.default_rng(0).permutation(184)
+    forge(copy, schema.filters_path("cifar10", MODEL), lambda t: t.take(order), "filters")
+    assert "is not sorted by its key" in reported(copy, full=True)
+
+
+def test_filters_under_another_name_are_reported(copy: Path):
+    path = schema.filters_path("cifar10", MODEL)
+    other = pq.read_table(copy / schema.filters_path("cifar10", "cifar10-standard-alpha"))
+    forge(copy, path, lambda t: other, "filters")
+    assert f"holds rows of other models than {MODEL}" in reported(copy)
+
+
+def test_a_forged_basis_is_reported_by_the_full_tier(copy: Path):
+    forge(copy, schema.table_path("pca"), with_value("n_samples", 0, 3), "pca")
+    assert "does not follow from `layers`" in reported(copy, full=True)
+
+
+def test_another_schema_is_reported(copy: Path):
+    path = copy / schema.table_path("models")
+    rows = pq.read_table(path).drop_columns(["title"])
+    with pq.ParquetWriter(path, rows.schema, **TABLE_SETTINGS) as writer:
+        writer.write_table(rows)
+    manifest = read_manifest(copy)
+    facts = manifest["files"][schema.table_path("models")]
+    facts |= {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    write_manifest(copy, manifest)
+    assert "columns differ from table 'models'" in reported(copy)
+
+
+def test_findings_can_be_told_as_json(copy: Path):
+    (copy / "README.md").unlink()
+    (finding,) = verify(copy)
+    assert json.loads(json.dumps(asdict(finding))) == {
+        "check": "files",
+        "path": "README.md",
+        "message": "is missing",
+    }
+
+
+def test_statistics_hold_the_key_columns(release: Path):
+    table = pq.read_table(release / schema.filters_path("cifar10", MODEL))
+    assert pc.unique(table["model_id"]).to_pylist() == [MODEL]

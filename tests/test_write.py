@@ -1,0 +1,98 @@
+"""Parquet files as measured: encodings, pages, row groups, order; nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from builder import schema, write
+from builder.write import FilterWriter, table_from_rows, write_table
+
+
+def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    columns = np.random.default_rng(seed).normal(size=(9, n)).astype(np.float32)
+    return columns, np.abs(columns).max(axis=0)
+
+
+def filters(path: Path, *layers: tuple[int, int]) -> write.Written:
+    """Write layers of (out_channels, in_channels)."""
+    with FilterWriter(path, "cifar10", "cifar10-robust-a", "checkpoints") as writer:
+        for index, (out, inside) in enumerate(layers):
+            columns, linf = rows(out * inside, index)
+            scale = np.arange(out, dtype=np.float32) if index else None
+            writer.append(index, inside, columns, linf, scale)
+    assert writer.written is not None
+    return writer.written
+
+
+def test_rows_come_back_in_key_order_with_their_values(tmp_path: Path):
+    written = filters(tmp_path / "f.parquet", (4, 3), (5, 2))
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table.schema.equals(schema.FILTERS.arrow)
+    assert written.rows == table.num_rows == 22
+    assert table["layer_index"].to_pylist() == [0] * 12 + [1] * 10
+    assert table["out_channel"].to_pylist()[:4] == [0, 0, 0, 1]
+    assert table["in_channel"].to_pylist()[12:16] == [0, 1, 0, 1]
+    assert table["bn_scale"].to_pylist() == [1.0] * 12 + [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    columns, linf = rows(10, 1)
+    np.testing.assert_array_equal(table["w21"].to_numpy()[12:], columns[7])
+    np.testing.assert_array_equal(table["linf"].to_numpy()[12:], linf)
+
+
+def test_row_groups_pages_and_encodings_are_the_measured_ones(tmp_path: Path):
+    filters(tmp_path / "f.parquet", (1024, 256), (1024, 300))
+    file = pq.ParquetFile(tmp_path / "f.parquet").metadata
+    sizes = [file.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert sizes == [524_288, 1024 * 556 - 524_288]
+    group = file.row_group(0)
+    by_name = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    for name in (*schema.FILTER_COLUMNS, "linf"):
+        assert "BYTE_STREAM_SPLIT" in by_name[name].encodings
+        assert by_name[name].compression == "ZSTD"
+    assert "DELTA_BINARY_PACKED" in by_name["in_channel"].encodings
+    assert by_name["w00"].has_offset_index and by_name["w00"].has_column_index
+    assert group.total_byte_size < 100 << 20  # what the Hub's viewer reads in one request
+    assert [s.column_index for s in group.sorting_columns] == [2, 3, 4]
+
+
+def test_the_same_rows_give_the_same_bytes_and_a_change_another_hash(tmp_path: Path):
+    first = filters(tmp_path / "a.parquet", (4, 3), (5, 2))
+    assert filters(tmp_path / "b.parquet", (4, 3), (5, 2)) == first
+    assert filters(tmp_path / "c.parquet", (4, 3), (2, 5)).content_hash != first.content_hash
+    assert first.bytes == (tmp_path / "a.parquet").stat().st_size
+
+
+def test_a_failure_leaves_no_file(tmp_path: Path):
+    with (
+        pytest.raises(RuntimeError, match="measuring failed"),
+        FilterWriter(tmp_path / "f.parquet", "cifar10", "m", "checkpoints") as writer,
+    ):
+        columns, linf = rows(6)
+        writer.append(0, 3, columns, linf, None)
+        raise RuntimeError("measuring failed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_of_the_encoder_reaches_the_caller(tmp_path: Path, monkeypatch):
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write._HashingFile, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        filters(tmp_path / "f.parquet", *[(1024, 600)] * 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_tables_keep_their_types_and_nulls(tmp_path: Path):
+    pair = {"robust_model_id": "r", "standard_model_id": "s", "dataset": "cifar10",
+            "architecture": "A"}  # fmt: skip
+    path = tmp_path / "pairs.parquet"
+    written = write_table(path, schema.PAIRS, table_from_rows(schema.PAIRS, [pair]), "seeded:3")
+    table = pq.read_table(path)
+    assert table.to_pylist() == [pair] and written.rows == 1
+    assert table.schema.metadata[b"rfl.weights"] == b"seeded:3"
+    empty = write_table(path, schema.PAIRS, table_from_rows(schema.PAIRS, []), "checkpoints")
+    assert empty.rows == 0 and pq.read_table(path).schema.equals(schema.PAIRS.arrow)

@@ -1,0 +1,40 @@
+"""Networks of a few thousand weights, with every structure the build must handle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Toy(nn.Module):
+    """A stem that folds, a grouped layer, a layer whose BatchNorm does not fold, a dead layer."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.grouped = nn.Conv2d(width, width, 3, stride=2, padding=1, groups=2)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.dead = nn.Conv2d(width, width, 3)
+        self.point = nn.Conv2d(width, width, 1)
+        self.last = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.fc = nn.Linear(2 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        y = self.grouped(x)
+        y = torch.relu(self.bn2(y)) + self.point(y)
+        return self.fc(self.last(y).mean(dim=(2, 3)))
+
+
+def wide() -> Toy:
+    return Toy(16)
+
+
+def huge() -> Toy:
+    """Filters of 3.9 MB: more than a small disk holds."""
+    return Toy(160)
+
+
+def fails() -> Toy:
+    raise RuntimeError("this constructor always fails")
