@@ -109,18 +109,18 @@ def load(name: str) -> Query:
     )
 
 
+def _index_line(query: Query, *texts: str) -> str:
+    cells = [f"[`{query.name}`](queries/{query.name}.sql)", *texts]
+    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+
 def readme_index() -> str:
-    """The index of queries, as a Markdown table of names, findings and places in the paper."""
+    """The index of queries, as Markdown tables of names, findings and places in the paper."""
+    audits = [q for q in list_queries() if "/" in q.name]
     lines = ["| query | finding | paper |", "|---|---|---|"]
-    lines += [
-        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} | {q.paper} |" for q in list_findings()
-    ]
+    lines += [_index_line(q, q.finding, q.paper) for q in list_findings()]
     lines += ["", "| audit query | recomputes from the raw filters |", "|---|---|"]
-    lines += [
-        f"| [`{q.name}`](queries/{q.name}.sql) | {q.finding} |"
-        for q in list_queries()
-        if "/" in q.name
-    ]
+    lines += [_index_line(q, q.finding) for q in audits]
     return "\n".join(lines) + "\n"
 
 

@@ -116,7 +116,9 @@ def _examine(
     columns = [d[0] for d in con.execute("describe answer").fetchall()]
     values, within = 0, 0
     if "within" in columns:
-        counted = con.execute("select count(within), count_if(within) from answer").fetchone()
+        counted = con.execute(
+            "select count(within), count(*) filter (where within) from answer"
+        ).fetchone()
         assert counted is not None
         values, within = counted
     row = con.execute(f"select shows, holds from ({sql})").fetchone()

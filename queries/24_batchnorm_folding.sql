@@ -1,6 +1,6 @@
 -- title: What folding BatchNorm changes
--- finding: The paper analysed filters folded with their BatchNorm, which it does not mention.
--- paper: generate_filter_db.ipynb (ONNX export in eval mode); no number is published
+-- finding: The paper analysed filters as an ONNX export holds them: folded with their BatchNorm.
+-- paper: generate_filter_db.ipynb (reads ONNX exports); no number is published
 -- expect: sparsity and entropy change; orthogonality only where a folded scale is 0
 -- note: Ours. Means over layers of both views (`trained`, `folded`) and the largest change of a layer;
 --       `folded_layers` counts those behind which a BatchNorm was folded in.

@@ -51,10 +51,7 @@ def members(world: World) -> pd.DataFrame:
 @oracle(2)
 def model_counts(world: World) -> pd.DataFrame:
     models = world.tables["models"].assign(kind=lambda m: kind_of(m.robust))
-    parts = [
-        (dataset, kind, part)
-        for (dataset, kind), part in models.groupby(["dataset", "kind"])
-    ]
+    parts = [(dataset, kind, part) for (dataset, kind), part in models.groupby(["dataset", "kind"])]
     parts += [("all", kind, part) for kind, part in models.groupby("kind")]
     parts += [("all", "full", models)]
     rows = []
@@ -217,9 +214,7 @@ def _weighted(values: pd.Series, weights: pd.Series) -> float:
 
 @oracle(3)
 def sparsity_by_depth(world: World) -> pd.DataFrame:
-    return _boxes(
-        world, "sparsity_by_depth", lambda g: g.n_sparse.sum() / g.n_filters.sum(), None
-    )
+    return _boxes(world, "sparsity_by_depth", lambda g: g.n_sparse.sum() / g.n_filters.sum(), None)
 
 
 @oracle(4)
@@ -456,9 +451,7 @@ def _correlations(world: World, by: list[str], finding: str) -> pd.DataFrame:
                     **dict(zip(by, keys, strict=True)),
                     "metric": metric,
                     "models": len(part),
-                    "spearman": scipy.stats.spearmanr(
-                        part[metric], part.autoattack_acc
-                    ).statistic,
+                    "spearman": scipy.stats.spearmanr(part[metric], part.autoattack_acc).statistic,
                     "published": known.value.iloc[0] if len(known) else None,
                 }
             )

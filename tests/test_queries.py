@@ -187,7 +187,10 @@ def test_an_answer_is_the_stored_one(asked: catalog.Query, release: Path, tmp_pa
     for mine, yours in zip(ours, theirs, strict=True):
         for column, a, b in zip(ours[0], mine, yours, strict=True):
             # Noise around zero, or how two ways of rounding differ: the audits' `within` judges it.
-            if column not in ("difference", "mean_difference", "off_diagonal") or "/" not in asked.name:
+            if (
+                column not in ("difference", "mean_difference", "off_diagonal")
+                or "/" not in asked.name
+            ):
                 assert _cells_agree(a, b), f"{column}: {a} against {b}"
 
 

@@ -31,7 +31,7 @@ weighted as (
     inner join layer as l using (model_id, layer_index)
 ),
 
-lengths as (
+norms as (
     select
         out_channel,
         sqrt(sum(
@@ -44,7 +44,7 @@ lengths as (
             + w20 * w20
             + w21 * w21
             + w22 * w22
-        )) as length
+        )) as norm
     from weighted
     group by out_channel
 ),
@@ -67,15 +67,15 @@ products as (
 channels as (
     select
         count(*) as n,
-        count_if(length = 0) as n_zero
-    from lengths
+        count_if(norm = 0) as n_zero
+    from norms
 ),
 
 cosines as (
-    select coalesce(sum(2 * abs(p.product) / nullif(a.length * b.length, 0)), 0) as total
+    select coalesce(sum(2 * abs(p.product) / nullif(a.norm * b.norm, 0)), 0) as total
     from products as p
-    inner join lengths as a on p.one = a.out_channel
-    inner join lengths as b on p.other = b.out_channel
+    inner join norms as a on p.one = a.out_channel
+    inner join norms as b on p.other = b.out_channel
 )
 
 select

@@ -1,0 +1,207 @@
+"""Findings: on the reference release, on a small cohort, on cohorts that contradict the paper."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic_release
+from rich.console import Console
+
+from builder import catalog, findings, query, schema
+from builder.errors import UsageError
+from builder.findings import CONTRARY, FAILS, HOLDS, NOT_APPLICABLE, Finding
+from builder.moments import merge
+from builder.paper_values import read_published
+from builder.reader import open_release
+from builder.reference import published_moments, write_reference
+from builder.registry import load_cohort
+
+CHECKABLE_TODAY = {
+    "01_model_counts",
+    "02_architectures",
+    "03_accuracy_by_pair",
+    "04_accuracy_means",
+    "05_accuracy_correlation",
+    "06_sparsity_overall",
+    "11_explained_variance",
+    "12_basis_distance",
+    "19_metric_correlation",
+    "20_metric_correlation_by_architecture",
+    "21_extra_data",
+    "22_cifar10_cifar100",
+}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "release"
+    write_reference(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    return synthetic_release.write_release(root, synthetic_release.make_world())
+
+
+def by_name(found: list[Finding]) -> dict[str, Finding]:
+    return {f.query: f for f in found}
+
+
+def answer(release: Path, name: str) -> pd.DataFrame:
+    with query.open_views(str(release)) as con:
+        got = query.run_query(con, catalog.load(name))
+        return pd.DataFrame(got.rows(), columns=got.schema.names)
+
+
+def test_what_can_be_checked_without_checkpoints_holds(reference: Path) -> None:
+    found = by_name(findings.examine(str(reference)))
+    assert len(found) == len(catalog.list_findings())
+    for name, finding in found.items():
+        wanted = HOLDS if name in CHECKABLE_TODAY else NOT_APPLICABLE
+        assert finding.verdict == wanted, finding
+        assert finding.values_within == finding.values
+    assert findings.exit_code(list(found.values())) == 0
+
+
+def test_reference_numbers_meet_the_published_ones_to_the_last_digit(reference: Path) -> None:
+    means = answer(reference, "accuracy_means")
+    assert len(means) == 9 and (means.accuracy.round(2) == means.published).all()
+    rho = answer(reference, "accuracy_correlation").set_index("dataset").spearman.round(4)
+    assert rho.to_dict() == {"cifar10": 0.7080, "cifar100": 0.4608, "imagenet": 1.0}
+    metric = answer(reference, "metric_correlation")
+    sparsity = metric[metric.metric == "sparsity"].set_index("dataset").spearman.round(4)
+    assert sparsity.to_dict() == {"cifar10": -0.2743, "cifar100": -0.2034, "imagenet": -0.1}
+    overall = answer(reference, "sparsity_overall")
+    overall = overall[overall.dataset == "all"].set_index("kind")
+    assert overall.sparsity.round(4).to_dict() == {"robust": 0.0953, "standard": 0.3881}
+    assert overall.n_sparse.to_dict() == {"robust": 58_681_469, "standard": 147_298_108}
+    assert overall.as_printed.round(4).to_dict() == {"robust": 0.0945, "standard": 0.3948}
+    extra = answer(reference, "extra_data").ratio.round(4).tolist()
+    assert sorted(extra) == [0.2428, 0.4805, 35.8784]
+
+
+def test_union_bases_merge_from_the_published_per_model_bases(reference: Path) -> None:
+    """The authors fitted the unions on all filters; merging 114 covariances must give the same."""
+    ratios = answer(reference, "explained_variance")
+    assert len(ratios) == 27 and ratios.difference.abs().max() < 1e-9
+    assert (ratios.n_samples == ratios.published_n_samples).all()
+    bases = answer(reference, "basis_distance")
+    assert len(bases) == 27 and bases.difference.abs().max() < 1e-8
+
+
+def test_merging_notices_a_model_that_is_left_out() -> None:
+    rows = [r for r in read_published("pca") if r["basis"] not in ("full", "robust", "standard")]
+    full = next(r for r in read_published("pca") if r["basis"] == "full")
+    assert merge(map(published_moments, rows)).n == int(full["n_samples"])
+    assert merge(map(published_moments, rows[1:])).n != int(full["n_samples"])
+
+
+def test_the_reference_release_says_that_it_is_published_values(reference: Path) -> None:
+    release = open_release(reference)
+    assert release.manifest["weights"] == "published"
+    assert "copied and not rebuilt" in release.manifest["problems"][0]
+    assert "copied and not rebuilt" in (reference / "README.md").read_text()
+    models = release.table("models")
+    assert models.num_rows == 114 and set(models.column("source").to_pylist()) == {"published"}
+    assert release.table("layers").num_rows == 0
+    assert (reference / "queries" / "06_sparsity_overall.sql").is_file()
+
+
+def test_the_reference_release_has_the_schema_everywhere(reference: Path) -> None:
+    release = open_release(reference)
+    cohort = load_cohort("paper")
+    assert set(release.manifest["models"]) == {m.model_id for m in cohort.models}
+    for name in schema.SMALL_TABLES:
+        table = release.table(name)
+        assert table.schema.equals(schema.TABLES[name].arrow), name
+        assert release.manifest["files"][schema.table_path(name)]["rows"] == table.num_rows
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UsageError, match="not empty"):
+        write_reference(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_small_cohort_is_judged_by_direction_alone(small: Path) -> None:
+    found = findings.examine(str(small))
+    assert len(found) == len(catalog.list_findings())
+    judged = [f for f in found if f.verdict != NOT_APPLICABLE]
+    assert judged and {f.verdict for f in judged} == {HOLDS, CONTRARY}
+    assert {f.basis for f in judged} == {"small cohort: direction only"}
+    assert findings.exit_code(found) == 0, "a contrary direction fails on the paper's models alone"
+
+
+def test_the_papers_cohort_fails_where_values_or_direction_differ(tmp_path: Path) -> None:
+    """Random filters under the paper's name: its counts, accuracies and metrics are all wrong."""
+    world = synthetic_release.make_world()
+    root = synthetic_release.write_release(tmp_path, world, cohort="paper")
+    found = findings.examine(str(root))
+    verdicts = by_name(found)
+    assert verdicts["01_model_counts"].verdict == FAILS
+    assert verdicts["06_sparsity_overall"].verdict == FAILS
+    assert verdicts["06_sparsity_overall"].direction is True, "the direction agrees by chance"
+    assert verdicts["12_basis_distance"].verdict == FAILS
+    assert findings.exit_code(found) == 1
+
+
+def test_seeded_weights_answer_for_counts_only(tmp_path: Path) -> None:
+    world = synthetic_release.make_world()
+    root = synthetic_release.write_release(tmp_path, world, cohort="paper", weights="seeded:0")
+    found = by_name(findings.examine(str(root)))
+    assert found["06_sparsity_overall"].verdict == NOT_APPLICABLE
+    assert found["06_sparsity_overall"].basis == "seeded weights"
+    assert found["01_model_counts"].verdict == FAILS
+
+
+def test_nothing_is_claimed_of_an_empty_release(tmp_path: Path) -> None:
+    root = synthetic_release.write_tables(tmp_path, {}, {})
+    found = findings.examine(str(root))
+    assert len(found) == len(catalog.list_findings())
+    assert {f.verdict for f in found} == {NOT_APPLICABLE}
+    assert all(f.basis.startswith("needs ") for f in found)
+
+
+def test_every_claim_says_what_it_is_about_and_needs() -> None:
+    folder = catalog.project_file("queries") / "claims"
+    for path in folder.glob("*.sql"):
+        head = dict(catalog.header(path.read_text()))
+        assert head["about"] in ("models", "weights", "build") and head["needs"], path.name
+
+
+def test_json_has_one_object_per_finding(small: Path) -> None:
+    found = findings.examine(str(small))
+    text = json.dumps(findings.as_json(found))
+    rows = json.loads(text)["findings"]
+    assert [r["query"] for r in rows] == [q.name for q in catalog.list_findings()]
+    assert set(rows[0]) >= {"paper", "release", "verdict", "basis", "direction"}
+
+
+def test_lines_are_one_per_finding_and_a_table_fits_its_console(small: Path) -> None:
+    found = findings.examine(str(small))
+    out = io.StringIO()
+    findings.write_lines(found, out)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 1 + len(found) and all(line.count("\t") == 4 for line in lines)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(findings.to_table(found))
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert text.count(CONTRARY) == sum(f.verdict == CONTRARY for f in found)
+
+
+def test_audits_agree_with_a_build_by_the_real_code(release: Path) -> None:
+    """`release` is the toy cohort, built from seeded weights."""
+    with query.open_views(str(release)) as con:
+        for asked in catalog.list_queries():
+            rows = query.run_query(con, asked).rows()
+            if "/" in asked.name:
+                assert asked.name == "audit/divergence" or rows, asked.name
+                assert all(row["within"] for row in rows), asked.name

@@ -1,0 +1,273 @@
+"""Running queries: names, parameters, formats, errors, remote releases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import synthetic_release
+from hub_client import ClientError, HubClient
+from loopback_hub import Hub, running_hub
+
+from builder import catalog, query, render
+from builder.errors import BuilderError, UsageError
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic")
+    return synthetic_release.write_release(root, synthetic_release.make_world())
+
+
+@pytest.fixture
+def con(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    with query.open_views(str(release)) as connection:
+        yield connection
+
+
+def ask(
+    release: Path, name: str, form: str = "csv", width: int = 0, params: tuple[str, ...] = ()
+) -> tuple[bytes, str]:
+    """The answer's bytes, and what was said beside it."""
+    out = io.BytesIO()
+    said = query.answer_query(str(release), name, out, form=form, params=params, width=width)
+    return out.getvalue(), said
+
+
+def write_query(folder: Path, sql: str) -> str:
+    path = folder / "mine.sql"
+    path.write_text(sql)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["06_sparsity_overall", "sparsity_overall"])
+def test_a_query_is_found_with_and_without_its_number(name: str) -> None:
+    assert catalog.load(name).name == "06_sparsity_overall"
+
+
+def test_an_audit_query_is_found_below_its_folder() -> None:
+    assert catalog.load("audit/sparsity").name == "audit/sparsity"
+
+
+def test_a_wrong_name_suggests_the_nearest_ones() -> None:
+    with pytest.raises(UsageError, match=r"did you mean .*06_sparsity_overall"):
+        catalog.load("sparsity_overal")
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the query .*none\.sql: No such file"):
+        catalog.load(str(tmp_path / "none.sql"))
+
+
+def test_sql_comes_from_a_file_or_standard_input(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql = "select count(*) as n from models"
+    assert ask(release, write_query(tmp_path, sql))[0] == b"n\n13\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(sql))
+    assert ask(release, "-")[0] == b"n\n13\n"
+
+
+def test_all_formats_hold_the_same_rows(release: Path) -> None:
+    rows = json.loads(ask(release, "sparsity_overall", "json")[0])["rows"]
+    parquet = pq.read_table(pa.BufferReader(ask(release, "sparsity_overall", "parquet")[0]))
+    assert parquet.to_pylist() == rows and len(rows) == 8
+    table = list(csv.DictReader(io.StringIO(ask(release, "sparsity_overall")[0].decode())))
+    assert [float(r["sparsity"]) for r in table] == [r["sparsity"] for r in rows]
+    markdown = ask(release, "sparsity_overall", "markdown")[0].decode().splitlines()
+    assert len(markdown) == 2 + 8 and markdown[0].startswith("| dataset | kind |")
+
+
+def test_json_is_one_object_without_nan(release: Path, tmp_path: Path) -> None:
+    sql = "select 'nan'::double as a, [1.5, 'inf'::double] as b, date '2022-04-05' as c, true as d"
+    got = json.loads(ask(release, write_query(tmp_path, sql), "json")[0])
+    assert got["rows"] == [{"a": None, "b": [1.5, None], "c": "2022-04-05", "d": True}]
+
+
+def test_an_answer_without_rows_still_has_its_columns(release: Path, tmp_path: Path) -> None:
+    name = write_query(tmp_path, "select model_id, n_filters from models where false")
+    assert ask(release, name)[0] == b"model_id,n_filters\n"
+    assert json.loads(ask(release, name, "json")[0])["rows"] == []
+    assert pq.read_table(pa.BufferReader(ask(release, name, "parquet")[0])).num_rows == 0
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_table_fits_the_terminal_and_says_what_it_left_out(release: Path, width: int) -> None:
+    out, said = ask(release, "sparsity_overall", "table", width)
+    lines = out.decode().splitlines()
+    assert max(map(len, lines)) <= width
+    assert ("columns do not fit" in said) == ("…" in lines[0])
+    assert lines[0].startswith("dataset") and lines[0].endswith("within")
+
+
+def test_a_long_table_is_cut_and_says_so(release: Path, tmp_path: Path) -> None:
+    name = write_query(tmp_path, "select range as n from range(1000)")
+    out, said = ask(release, name, "table")
+    assert len(out.decode().splitlines()) == 2 + render.TABLE_ROWS
+    assert "the first 200 rows" in said
+    assert len(ask(release, name)[0].splitlines()) == 1001
+
+
+def test_a_parameter_is_a_variable_of_the_query(release: Path) -> None:
+    model = "cifar10-robust-Cedar"
+    out, _ = ask(release, "audit/sparsity", params=(f"model_id={model}",))
+    rows = list(csv.DictReader(io.StringIO(out.decode())))
+    assert {r["model_id"] for r in rows} == {model}
+
+
+def test_a_parameter_binds_a_named_placeholder(release: Path, tmp_path: Path) -> None:
+    sql = "select count(*) as n from layers where model_id = $model and layer_index = $layer"
+    name = write_query(tmp_path, sql)
+    params = ("model=cifar10-robust-Ash", "layer=0")
+    assert ask(release, name, params=params)[0] == b"n\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (("modelid=x",), "no parameter 'modelid'; did you mean model_id"),
+        (("model_id",), "expected name=value"),
+        (("a b=1",), "expected name=value"),
+    ],
+)
+def test_wrong_parameters_are_usage_errors(
+    release: Path, params: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(release, "audit/sparsity", params=params)
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("select nope from models", "nope"),
+        ("select * from modells", "Did you mean"),
+        ("selec 1", "syntax error"),
+        ("select 1; select 2", "expected one SELECT, found SELECT, SELECT"),
+        ("drop view models", "expected one SELECT, found DROP"),
+        ("-- nothing", "expected one SELECT, found nothing"),
+        ("select $n as n", "needs --param n="),
+        ("select error('stop') from models", "stop"),
+    ],
+)
+def test_wrong_sql_is_a_usage_error_in_duckdbs_words(
+    release: Path, tmp_path: Path, sql: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(release, write_query(tmp_path, sql))
+
+
+def test_an_unknown_format_is_a_usage_error(release: Path) -> None:
+    with pytest.raises(UsageError, match="expected table, csv, json, parquet, markdown"):
+        ask(release, "sparsity_overall", "xml")
+
+
+def test_a_folder_that_is_no_release_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a release"):
+        ask(tmp_path, "sparsity_overall")
+
+
+def test_a_damaged_release_is_a_usage_error(tmp_path: Path) -> None:
+    root = synthetic_release.write_tables(tmp_path, {}, {})
+    (root / "data" / "layers.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UsageError):
+        ask(root, "sparsity_by_depth")
+
+
+def test_a_memory_limit_is_kept_and_explained(release: Path) -> None:
+    asked = catalog.parse("big", "select list(random()) as x from range(50000000)")
+    with query.open_views(str(release), memory_limit="100MB") as con:
+        with pytest.raises(BuilderError, match="out of memory") as raised:
+            query.run_query(con, asked)
+        assert "--memory-limit" in raised.value.hint
+    with (
+        pytest.raises(UsageError, match="--memory-limit much"),
+        query.open_views(str(release), memory_limit="much"),
+    ):
+        pass
+
+
+def test_audits_never_copy_the_filters(con: duckdb.DuckDBPyConnection) -> None:
+    """A CTE that DuckDB materialises would write a billion filters to disk."""
+    for asked in catalog.list_queries():
+        if "/" in asked.name:
+            row = con.execute(f"explain {asked.sql}").fetchone()
+            assert row is not None
+            assert not any("CTE Name: lengths" in line for line in row[1].splitlines())
+
+
+def test_the_readme_index_is_written_between_the_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{catalog.README_START}\nstale line\n{catalog.README_END}\nafter\n")
+    assert not catalog.update_readme(readme, check=True)
+    assert "stale line" in readme.read_text()
+    assert not catalog.update_readme(readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale line" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {3, 4}
+    for asked in catalog.list_queries():
+        assert f"[`{asked.name}`](queries/{asked.name}.sql)" in text
+    assert catalog.update_readme(readme, check=True)
+
+
+def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    with pytest.raises(UsageError, match="has no lines"):
+        catalog.update_readme(readme)
+
+
+@pytest.fixture(scope="module")
+def hub_release(
+    release: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Hub, HubClient]]:
+    pytest.importorskip("huggingface_hub")
+    with running_hub() as hub:
+        client = HubClient(hub.url, tmp_path_factory.mktemp("hf_home"))
+        client.run(
+            """
+from pathlib import Path
+from huggingface_hub import CommitOperationAdd, HfApi
+api = HfApi()
+api.create_repo("lens/tiny", repo_type="dataset")
+files = [p for p in Path(root).rglob("*") if p.is_file()]
+ops = [CommitOperationAdd(p.relative_to(root).as_posix(), p) for p in files]
+info = api.create_commit("lens/tiny", ops, commit_message="first", repo_type="dataset")
+api.create_tag("lens/tiny", tag="v0.1.0", revision=info.oid, repo_type="dataset")
+""",
+            root=str(release),
+        )
+        yield hub, client
+        client.close()
+
+
+REMOTE = """
+import io
+from builder import query
+out = io.BytesIO()
+query.answer_query(address, asked, out, form="csv")
+result = out.getvalue().decode()
+"""
+
+
+@pytest.mark.parametrize("name", ["06_sparsity_overall", "audit/sparsity"])
+@pytest.mark.parametrize("address", ["hf://datasets/lens/tiny@v0.1.0", "lens/tiny@v0.1.0"])
+def test_a_release_on_the_hub_gives_the_same_answer(
+    name: str, address: str, hub_release: tuple[Hub, HubClient], release: Path
+) -> None:
+    got = hub_release[1].run(REMOTE, address=address, asked=name)
+    assert got.encode() == ask(release, name)[0]
+
+
+def test_a_missing_tag_is_a_network_error(hub_release: tuple[Hub, HubClient]) -> None:
+    with pytest.raises(ClientError) as raised:
+        hub_release[1].run(REMOTE, address="lens/tiny@v9.9.9", asked="06_sparsity_overall")
+    assert raised.value.kind == "NetworkError" and raised.value.exit_code == 4
