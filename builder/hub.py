@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +135,14 @@ def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
 
     # httpx's base class in huggingface_hub 1, httpx2's in 2.
     http_error: type[Exception] = vars(errors)["HTTPError"]
-    expected = (http_error, OSError, RuntimeError, errors.EntryNotFoundError, *also)
+    expected: tuple[type[Exception], ...] = (
+        http_error,
+        OSError,
+        RuntimeError,
+        errors.EntryNotFoundError,
+        json.JSONDecodeError,
+        *also,
+    )
     try:
         yield
     except errors.HFValidationError as e:
@@ -146,6 +154,11 @@ def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
                 raise _explain(doing, cause) from None
             if isinstance(cause, (http_error, ConnectionError, TimeoutError)):
                 raise _no_answer(doing, cause) from None
+            if isinstance(cause, json.JSONDecodeError):
+                raise NetworkError(
+                    f"cannot {doing}: the answer is not the Hub's (no JSON).",
+                    hint=f"check HF_ENDPOINT and proxies, then {_AGAIN}",
+                ) from None
         if isinstance(e, errors.LocalEntryNotFoundError):
             raise _no_answer(doing, e) from None
         if isinstance(e, also):
