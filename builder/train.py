@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.attack import Attack, as_input, autocast, perturb
-from builder.errors import UsageError
+from builder.errors import BuilderError, UsageError
 from builder.images import Images
 from builder.release import write_atomic
 
@@ -144,7 +144,8 @@ def train(
 
     Raises:
         UsageError: the checkpoint belongs to another recipe or cannot be read; the images are
-            fewer than a batch; the loss is not finite.
+            fewer than a batch.
+        BuilderError: the loss is not finite.
     """
     if len(images) < recipe.batch_size:
         raise UsageError(f"{len(images)} images are fewer than a batch ({recipe.batch_size}).")
@@ -177,7 +178,7 @@ def train(
         chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size].to(device)
         loss, hits = _step(model, optimizer, recipe, pixels[chosen], labels[chosen], bf16)
         if not math.isfinite(loss):
-            raise UsageError(
+            raise BuilderError(
                 f"training of {recipe.name} diverged: loss {loss} at step {step + 1}.",
                 hint=f"lower the learning rate (it is {recipe.lr}) and delete {checkpoint}.",
             )

@@ -216,7 +216,7 @@ def test_damaged_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_divergence_is_an_error_and_leaves_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="diverged"):
+    with pytest.raises(BuilderError, match="diverged"):
         run(replace(STANDARD, lr=1e30), tmp_path / "c")
 
 
