@@ -237,8 +237,6 @@ def _energies(clean: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel, in float64: mean square of the change, and variance of the clean values."""
     clean = clean.double()
     change = (perturbed.double() - clean).square().mean((0, 2, 3))
-    # Exactly 0 for a constant channel, which its mean, being rounded, would not make it.
-    clean = clean - clean[:1, :, :1, :1]
     return change, clean.var((0, 2, 3), correction=0)
 
 

@@ -105,6 +105,16 @@ def test_nothing_behind_an_operator_that_mixes_positions_counts(
     assert torch.equal(post, F.silu(pre))
 
 
+def test_a_scaled_copy_for_a_later_shortcut_is_not_the_activation() -> None:
+    def tail(x: Tensor) -> Tensor:
+        activated = F.relu(x)
+        pooled = F.avg_pool2d(activated, 3, 1, 1)
+        return pooled + 0.5 * activated
+
+    ((pre, post),) = capture(Net(tail)).values()
+    assert torch.equal(post, pre.clamp(min=0))
+
+
 def test_without_an_activation_both_are_one_tensor() -> None:
     ((pre, post),) = capture(Net(lambda x: F.max_pool2d(x, 2))).values()
     assert pre is post
