@@ -9,7 +9,7 @@ were only added, their change alone does not make a release major.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,10 @@ class TableChange:
 
 @dataclass(frozen=True)
 class Diff:
-    """Release `b` against release `a`. `bump` is one of BUMPS; `reasons` say why."""
+    """Release `b` against release `a`.
+
+    `bump` is one of BUMPS, `next_version` the lowest version `b` may have, `reasons` say why.
+    """
 
     a: dict[str, str]
     b: dict[str, str]
@@ -68,16 +71,8 @@ class Diff:
     tables: list[TableChange]
     files_changed: list[str]
     bump: str
+    next_version: str
     reasons: list[str]
-
-    @property
-    def next_version(self) -> str:
-        """The lowest version that `b` may have."""
-        return next_version(self.a["version"], self.bump)
-
-    def as_json(self) -> dict[str, Any]:
-        """One object for `--json`."""
-        return {**asdict(self), "next_version": self.next_version}
 
 
 def parse_version(text: str) -> tuple[int, int, int]:
@@ -152,6 +147,7 @@ def diff(a: str | Path | Release, b: str | Path | Release, *, values: bool = Tru
         tables=changes,
         files_changed=_other_files(old, new),
         bump="none",
+        next_version=old.manifest["version"],
         reasons=[],
     )
     reasons = sorted(_reasons(result, only_added), key=lambda r: -BUMPS.index(r[0]))
@@ -159,7 +155,8 @@ def diff(a: str | Path | Release, b: str | Path | Release, *, values: bool = Tru
         reasons = [("patch", f"other bytes, same content: {', '.join(result.files_changed)}")]
     bump = reasons[0][0] if reasons else "none"
     said = [f"{level}: {text}" for level, text in reasons]
-    return Diff(**{**vars(result), "bump": bump, "reasons": said})
+    version = next_version(result.a["version"], bump)
+    return replace(result, bump=bump, next_version=version, reasons=said)
 
 
 def _about(release: Release) -> dict[str, str]:
@@ -339,6 +336,8 @@ def as_text(d: Diff) -> str:
     if others:
         lines.append(f"other files: {', '.join(others)}")
     if d.bump == "none":
-        return "\n".join([*lines, "nothing changed: no new version is called for."])
+        return "\n".join([*lines, "nothing changed: no new version is called for.\n"])
     lines += [f"  {reason}" for reason in d.reasons]
-    return "\n".join([*lines, f"{d.bump} change: the next version is {d.next_version} or higher."])
+    return "\n".join(
+        [*lines, f"{d.bump} change: the next version is {d.next_version} or higher.\n"]
+    )

@@ -232,7 +232,9 @@ def as_text(plan: Plan) -> str:
     where = f"{plan.repo_id} ({'new' if plan.head is None else f'main at {plan.head[:12]}'})"
     lines = [f"publish {plan.tag} to {where} as {plan.user}"]
     if plan.tagged:
-        return "\n".join([*lines, f"{plan.tag} is there already; it would be read back once more."])
+        return "\n".join(
+            [*lines, f"{plan.tag} is there already; it would be read back once more.\n"]
+        )
     if plan.newest:
         lines.append(f"newest version there: {plan.newest}; change since: {plan.bump}")
     steps = [*plan.commits, plan.last]
@@ -242,7 +244,7 @@ def as_text(plan: Plan) -> str:
         lines += [f"  {path} ({plan.files[path].size:,})" for path in paths]
     lines += [f"  delete {path}" for path in plan.delete]
     lines.append(f"already there: {plan.same} files; to send: {plan.bytes:,} bytes")
-    return "\n".join([*lines, f"then tag {plan.tag} and read it back"])
+    return "\n".join([*lines, f"then tag {plan.tag} and read it back\n"])
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

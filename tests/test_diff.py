@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def test_null_and_nan_are_equal_to_themselves(first: Path, tmp_path: Path) -> No
 
 def test_json_has_every_field_and_is_json(first: Path, tmp_path: Path) -> None:
     d = diff(first, write_tiny_release(tmp_path / "b", models=MODELS[1:]))
-    data = json.loads(json.dumps(d.as_json()))
+    data = json.loads(json.dumps(asdict(d)))
     assert data["bump"] == "major" and data["next_version"] == "0.2.0"
     assert {"models_added", "tables", "reasons", "a", "b"} <= set(data)
     assert isinstance(d, Diff)

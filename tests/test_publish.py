@@ -28,7 +28,7 @@ from pathlib import Path
 from builder import publish
 options = {k: Path(v) if k == "notes" else v for k, v in dict(given).items()}
 plan = publish.make_plan(Path(root), repo_id, **options)
-print(publish.as_text(plan))
+print(publish.as_text(plan), end="")
 result = vars(publish.publish(plan, private=private))
 """
 
@@ -198,7 +198,8 @@ def test_a_dry_run_plans_the_same_and_changes_nothing(
 ) -> None:
     plan = client.run(
         "from builder import publish; from pathlib import Path\n"
-        "plan = publish.make_plan(Path(root), repo_id); print(publish.as_text(plan))\n"
+        "plan = publish.make_plan(Path(root), repo_id); print(publish.as_text(plan), end="
+        ")\n"
         "result = publish.as_json(plan)",
         root=str(small),
         repo_id=ID,

@@ -217,7 +217,7 @@ def write_tiny_release(
         "name": "robust-filter-lens",
         "version": version,
         "schema_version": schema.SCHEMA_VERSION,
-        "build": {"cohort": "synthetic-tiny", "weights": weights, "version": version},
+        "cohort": {"name": "synthetic-tiny", "digest": "0" * 64, "models": None},
         "weights": weights,
         "tools": {"builder": "0.1.0", "python": "3.11", "pyarrow": pa.__version__},
         "totals": {
