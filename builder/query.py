@@ -5,12 +5,14 @@ The views come from queries/views.sql, the same file a bare duckdb shell reads.
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import duckdb
@@ -20,7 +22,7 @@ from builder import catalog, hub, render, schema
 from builder.catalog import Query, list_queries
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.reader import open_release
-from builder.release import project_file
+from builder.release import project_file, write_atomic
 
 __all__ = [
     "Answer",
@@ -30,6 +32,7 @@ __all__ = [
     "list_text",
     "open_views",
     "run_query",
+    "write_answers",
 ]
 
 BATCH_ROWS = 65_536
@@ -229,6 +232,17 @@ def answer_query(
     with open_views(release, memory_limit=memory_limit) as con:
         answer = run_query(con, query, given)
         return render.write(answer.name, answer.schema, answer.batches, form, out, width)
+
+
+def write_answers(release: str, folder: Path) -> None:
+    """The answer of every finding query on a release, as folder/NN_subject.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_views(release) as con:
+        for query in catalog.list_findings():
+            answer = run_query(con, query)
+            text = io.BytesIO()
+            render.write(answer.name, answer.schema, answer.batches, "csv", text)
+            write_atomic(folder / f"{query.name}.csv", text.getvalue())
 
 
 def list_text(width: int = 0) -> str:

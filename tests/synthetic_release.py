@@ -84,7 +84,7 @@ class World:
 
 
 def _weights(net: Net, index: int, outs: int, ins: int, bn: bool) -> tuple[Array, Array]:
-    name = f"{net.dataset}/{net.filters_of or net.network}/{net.robust}/{index}"
+    name = f"v2/{net.dataset}/{net.filters_of or net.network}/{net.robust}/{index}"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     w = rng.normal(size=(outs, ins, 3, 3)) @ rng.normal(size=(3, 3))
     quiet = rng.random((outs, ins)) < rng.uniform(0.05, 0.5)

@@ -212,3 +212,20 @@ def test_our_metrics_on_the_papers_first_layers_meet_its_box_plots(
         assert own.variance_entropy == pytest.approx(entropy, abs=0.0036)
         assert own.orthogonality == pytest.approx(published("orthogonality", None), abs=0.0100)
         assert own.least <= published("sparsity", None) <= own.most
+
+
+@pytest.mark.slow
+def test_every_network_runs_the_published_layers_and_filters(paper: pd.DataFrame) -> None:
+    """All 114 constructors, traced without weights."""
+    pytest.importorskip("robustbench")
+    from builder.plan import iter_plan
+
+    by_model = paper[paper.finding == "sparsity_by_model"]
+    published = by_model.pivot(index="model_id", columns="metric", values="value")
+    planned = {
+        p.spec.model_id: (len(p.layers), p.n_filters) for p in iter_plan(load_cohort("paper"))
+    }
+    assert len(planned) == 114
+    for model_id, counts in planned.items():
+        row = published.loc[model_id]
+        assert counts == (row.n_layers, row.n_filters), model_id

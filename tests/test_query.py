@@ -218,6 +218,14 @@ def test_the_readme_index_is_written_between_the_markers(tmp_path: Path) -> None
     assert catalog.update_readme(readme, check=True)
 
 
+def test_every_answer_is_written_beside_a_release(release: Path, tmp_path: Path) -> None:
+    query.write_answers(str(release), tmp_path / "answers")
+    written = sorted(p.stem for p in (tmp_path / "answers").iterdir())
+    assert written == [q.name for q in catalog.list_findings()]
+    one = tmp_path / "answers" / "06_sparsity_overall.csv"
+    assert one.read_bytes() == ask(release, "06_sparsity_overall")[0]
+
+
 def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("nothing")
