@@ -71,7 +71,7 @@ def render_card(manifest: dict[str, Any], root: Path, repo_id: str | None = None
         "robust_models": str(sum(m["robust"] for m in models)),
         "standard_models": str(sum(not m["robust"] for m in models)),
         "tag": tag,
-        "cohort": f"cohort `{manifest['build']['cohort']}`",
+        "cohort": f"cohort `{manifest['cohort']['name']}`",
         **{name: f"{totals[name]:,}" for name in ("models", "pairs", "layers", "filters")},
         "size": _bytes(sum(f["bytes"] for f in data)),
         "license_text": _license_text(models),
@@ -128,8 +128,14 @@ def _metadata(
 
 
 def configs(files: dict[str, Any], datasets: list[str]) -> dict[str, str]:
-    """{configuration: its files}, `models` first: what load_dataset offers."""
-    small = ["models", *(n for n in schema.SMALL_TABLES if n != "models" and _has(files, n))]
+    """{configuration: its files}, `models` first: what load_dataset offers.
+
+    An empty table is none: `datasets` cannot read a Parquet file without rows.
+    """
+    filled = [
+        n for n in schema.SMALL_TABLES if _has(files, n) and files[schema.table_path(n)]["rows"]
+    ]
+    small = sorted(filled, key=lambda name: name != "models")
     found = {name: schema.table_path(name) for name in small}
     found |= {f"filters_{d}": schema.filters_path(d, "*") for d in datasets}
     if sample.PATH in files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,10 @@ def api(token: str | None = None) -> HfApi:
     """A client for HF_ENDPOINT with the given token, else the one in HF_TOKEN or stored."""
     require()
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     return HfApi(endpoint=constants.ENDPOINT, token=token)
 
 

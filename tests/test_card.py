@@ -119,6 +119,15 @@ def test_the_template_states_no_count_by_hand() -> None:
     assert set(re.findall(r"\d[\d_,.]*\d|\d", text)) <= allowed
 
 
+def test_an_empty_table_is_no_configuration(root: Path) -> None:
+    """`datasets` fails on a Parquet file without rows; a cohort without pairs has one."""
+    manifest = read_manifest(root)
+    manifest["files"]["data/pairs.parquet"]["rows"] = 0
+    card = render_card(manifest, root)
+    assert "config_name: layers" in card and "config_name: pairs" not in card
+    assert "### pairs" in card
+
+
 def test_no_placeholder_is_left(root: Path) -> None:
     assert "{{" not in (root / "README.md").read_text()
 

@@ -535,9 +535,11 @@ def test_interrupted_at_every_request_a_rerun_completes(
     hub: Hub, client: HubClient, small: Path, kind: str
 ) -> None:
     publish(client, small)
-    total = len(hub.log)
-    assert total > 50
-    for k in range(1, total + 1):
+    tagged = hub.sent("POST", "/tag/")[0].index
+    # Reading back changes nothing: one kind of failure is enough there.
+    last = len(hub.log) if kind == "dead" else tagged
+    assert len(hub.log) > 2 * tagged > 50
+    for k in range(1, last + 1):
         interrupt(hub, client, small, KINDS[kind](k))
 
 

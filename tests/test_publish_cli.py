@@ -1,0 +1,90 @@
+"""The real thing: the embedded cohort built, published by the command line, and used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_client import HubClient
+from loopback_hub import Hub, running_hub
+
+from builder.release import read_manifest
+
+pytest.importorskip("torch")
+pytest.importorskip("datasets")
+pytestmark = pytest.mark.slow
+
+ID = "lens/mini"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+def builder(
+    *arguments: str, hub: Hub | None = None, home: Path | None = None, token: str = "hf_writer"
+) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    if hub:
+        env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(home)}
+    command = [sys.executable, "-m", "builder", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("build") / "mini"
+    done = builder("build", "--cohort", "mini", "--out", str(out), "--no-first-layer", "-q")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_embedded_release_is_published_and_loads(hub: Hub, mini: Path, tmp_path: Path) -> None:
+    planned = builder(
+        *("publish", str(mini), "--repo-id", ID, "--dry-run", "--json"), hub=hub, home=tmp_path
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["tag"] == "v0.1.0" and not hub.repos
+
+    done = builder("publish", str(mini), "--repo-id", ID, "--json", hub=hub, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tag"] == "v0.1.0"
+    assert "hf_writer" not in done.stdout + done.stderr
+
+    client = HubClient(hub.url, tmp_path)
+    try:
+        counted = client.run(
+            """
+from datasets import load_dataset
+import builder
+rows = load_dataset(repo_id, "filters_cifar10", split="train", revision="v0.1.0", streaming=True)
+n = sum(len(b) for b in rows.with_format("arrow").iter(batch_size=131_072))
+release = builder.open_release(repo_id, "v0.1.0")
+result = [n, sum(len(b) for b in release.filters(view="folded")), len(release.table("models"))]
+""",
+            repo_id=ID,
+        )
+    finally:
+        client.close()
+    totals = read_manifest(mini)["totals"]
+    assert counted == [totals["filters"], totals["filters"], totals["models"]]
+
+    same = builder("diff", str(mini), f"hf://datasets/{ID}@v0.1.0", hub=hub, home=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert "README.md" in same.stdout and "models" not in same.stdout.split("other files")[0]
+
+
+def test_a_wrong_token_exits_with_4(hub: Hub, mini: Path, tmp_path: Path) -> None:
+    done = builder(
+        *("publish", str(mini), "--repo-id", ID), hub=hub, home=tmp_path, token="hf_wrong"
+    )
+    assert done.returncode == 4 and done.stdout == ""
+    assert "token is missing or wrong" in done.stderr
+    assert "hf_wrong" not in done.stderr and "Traceback" not in done.stderr
