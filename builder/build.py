@@ -88,16 +88,13 @@ def resolve_device(name: str) -> str:
 
 
 def identity(cohort: Cohort, options: Options) -> dict[str, Any]:
-    """What decides the content of a release; two builds with equal identities are the same."""
+    """What decides the content of a release, as its manifest records it."""
     return {
         "schema_version": schema.SCHEMA_VERSION,
-        "cohort": cohort.name,
-        "cohort_digest": cohort.digest,
-        "models": options.models,
-        "weights": options.weights,
-        "first_layer": options.first_layer,
-        "seed": options.seed,
         "version": options.version,
+        "cohort": {"name": cohort.name, "digest": cohort.digest, "models": options.models},
+        "weights": options.weights,
+        "options": {"first_layer": options.first_layer, "seed": options.seed},
     }
 
 

@@ -13,13 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from builder.errors import UsageError
-from builder.release import project_file, write_atomic
+from builder.release import project_file
 
 FIELDS = ("title", "finding", "paper", "expect", "note", "param")
 """Fields of a header. `param: name, what it means and its default` may come more than once."""
-
-README_START = "<!-- queries:start -->"
-README_END = "<!-- queries:end -->"
 
 
 @dataclass(frozen=True)
@@ -122,27 +119,3 @@ def readme_index() -> str:
     lines += ["", "| audit query | recomputes from the raw filters |", "|---|---|"]
     lines += [_index_line(q, q.finding) for q in audits]
     return "\n".join(lines) + "\n"
-
-
-def update_readme(path: Path, *, check: bool = False) -> bool:
-    """Bring the index between the two markers of a Markdown file up to date.
-
-    Args:
-        path: the file; it must hold `README_START` and `README_END`.
-        check: change nothing.
-
-    Returns:
-        Whether the index was up to date already.
-
-    Raises:
-        UsageError: the markers are missing.
-    """
-    text = path.read_text(encoding="utf-8")
-    before, start, rest = text.partition(README_START)
-    _, end, after = rest.partition(README_END)
-    if not start or not end:
-        raise UsageError(f"{path} has no lines {README_START} and {README_END}.")
-    fresh = f"{before}{start}\n{readme_index()}{end}{after}"
-    if fresh != text and not check:
-        write_atomic(path, fresh.encode())
-    return fresh == text

@@ -75,10 +75,7 @@ def finish(
     problems = [text for record in records for text in record["problems"]]
     manifest: dict[str, Any] = {
         "name": "robust-filter-lens",
-        "version": identity["version"],
-        "schema_version": schema.SCHEMA_VERSION,
-        "weights": weights,
-        "build": identity,
+        **identity,
         "tools": {
             "python": platform.python_version(),
             "builder": builder.__version__,

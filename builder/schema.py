@@ -363,7 +363,7 @@ PAPER = Table(
         Column("dataset", _LABEL, "Image data set; null: all together.", True),
         Column("kind", _LABEL, "Models counted: robust, standard, or full (both).", True),
         Column("architecture", _LABEL, "Architecture.", True),
-        Column("model_id", _LABEL, "Model.", True),
+        Column("model_id", _LABEL, "Model the value belongs to.", True),
         Column("depth_bin", pa.int16(), "Depth bin, as in `layers`.", True),
         Column("component", pa.int16(), "Principal component, 0 to 8.", True),
         Column("entry", pa.int16(), "Entry of a 3x3 filter, row-major, 0 to 8.", True),

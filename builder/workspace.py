@@ -62,7 +62,7 @@ def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterato
     """
     _refuse_foreign(root)
     if (root / MANIFEST).exists() and not fresh:
-        _refuse_other(root, read_manifest(root)["build"], identity)
+        _refuse_other(root, read_manifest(root), identity)
         if not (root / ".build").exists():
             yield None
             return
@@ -117,7 +117,7 @@ def _refuse_foreign(root: Path) -> None:
 
 
 def _refuse_other(root: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    differing = sorted(k for k in expected.keys() | found.keys() if found.get(k) != expected.get(k))
+    differing = sorted(k for k in expected if found.get(k) != expected[k])
     if differing:
         details = "; ".join(
             f"{k}: there {_short(found.get(k))}, asked {_short(expected.get(k))}" for k in differing

@@ -203,19 +203,12 @@ def test_audits_never_copy_the_filters(con: duckdb.DuckDBPyConnection) -> None:
             assert not any("CTE Name: lengths" in line for line in row[1].splitlines())
 
 
-def test_the_readme_index_is_written_between_the_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{catalog.README_START}\nstale line\n{catalog.README_END}\nafter\n")
-    assert not catalog.update_readme(readme, check=True)
-    assert "stale line" in readme.read_text()
-    assert not catalog.update_readme(readme)
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "stale line" not in text
+def test_the_readme_index_links_every_query() -> None:
+    text = catalog.readme_index()
     rows = [line for line in text.splitlines() if line.startswith("| [")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {3, 4}
     for asked in catalog.list_queries():
         assert f"[`{asked.name}`](queries/{asked.name}.sql)" in text
-    assert catalog.update_readme(readme, check=True)
 
 
 def test_every_answer_is_written_beside_a_release(release: Path, tmp_path: Path) -> None:
@@ -224,13 +217,6 @@ def test_every_answer_is_written_beside_a_release(release: Path, tmp_path: Path)
     assert written == [q.name for q in catalog.list_findings()]
     one = tmp_path / "answers" / "06_sparsity_overall.csv"
     assert one.read_bytes() == ask(release, "06_sparsity_overall")[0]
-
-
-def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("nothing")
-    with pytest.raises(UsageError, match="has no lines"):
-        catalog.update_readme(readme)
 
 
 @pytest.fixture(scope="module")

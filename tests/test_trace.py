@@ -51,7 +51,7 @@ def test_folded_weights_and_depths_are_those_of_the_onnx_export(constructor: str
         assert folded.numpy().tobytes() == weight.tobytes(), layer.conv.layer
 
 
-def on_meta(make):  # noqa: ANN001, ANN201
+def on_meta(make):
     with torch.device("meta"):
         return trace(make(), 8)
 

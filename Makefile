@@ -1,0 +1,43 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: build test test-all check docs clean
+
+build: .venv/.installed  ## The embedded default: build out/mini from real weights, verify it
+	$(BIN)/builder build --cohort mini --out out/mini
+	$(BIN)/builder verify out/mini
+
+test: .venv/.dev  ## The fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: .venv/.dev  ## Every test this machine can run
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## Lint, format, types, SQL, generated documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --disable-progress-bar -q queries
+	$(BIN)/python -m builder.docs --check
+
+docs: .venv/.dev  ## Bring the generated parts of README.md up to date
+	$(BIN)/python -m builder.docs
+
+# torch and torchvision go first and alone: their newest versions bring gigabytes of CUDA, and
+# every other package accepts what is there.
+.venv/.torch: requirements.lock
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q $$(grep -E '^(torch|torchvision)==' requirements.lock)
+	touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(PIP) install -q -c requirements.lock -e '.[build]'
+	touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) install -q -c requirements.lock -e '.[dev]'
+	touch $@
+
+clean:  ## Remove the environment and what was built in out/
+	rm -rf .venv out

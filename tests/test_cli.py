@@ -1,0 +1,177 @@
+"""The command line as people and programs meet it: output, streams, exit codes, no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_cohort
+
+from builder.cli import app
+from builder.cli.app import bench
+
+TESTS = Path(__file__).parent
+
+
+def run(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "builder", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "NO_COLOR": "1", **env},
+    )
+
+
+COMMANDS = [(c.callback.__name__,) for c in app.registered_commands if c.callback] + [
+    ("bench", *([] if not c.name else [c.name])) for c in bench.registered_commands
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command: tuple[str, ...]):
+    done = run(*command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Example: builder" in done.stdout
+
+
+def test_plan_prints_one_json_object_with_tables_named_as_documented(toy_cohort: Path):
+    done = run("plan", "--cohort", toy_cohort, "--json", "--layers")
+    plan = json.loads(done.stdout)
+    assert done.returncode == 0 and done.stderr == ""
+    assert plan["totals"]["n_filters"] == 1744
+    assert len(plan["models"]) == 4 and len(plan["layers"]) == 12
+
+
+def test_plan_prints_tab_separated_values_for_programs(toy_cohort: Path):
+    lines = run("plan", "--cohort", toy_cohort).stdout.splitlines()
+    assert lines[0].split("\t")[:2] == ["model_id", "architecture"]
+    assert len(lines) == 5
+
+
+def test_build_verify_and_the_rest_of_a_releases_life(toy_cohort: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    options = ["--cohort", toy_cohort, "--out", out, "--weights", "seeded:0", "--no-first-layer"]
+    built = run("build", *options)
+    assert built.returncode == 0, built.stderr
+    assert built.stdout == ""
+    assert "[4/4] cifar10-standard-beta: done" in built.stderr
+    assert "SYNTHETIC: weights are seeded:0" in built.stderr
+    again = run("build", *options)
+    assert again.returncode == 0 and "already complete" in again.stderr
+
+    good = run("verify", out, "--full", "--json")
+    assert good.returncode == 0, good.stdout
+    assert json.loads(good.stdout)["findings"] == []
+    answer = run("query", "model_counts", "--release", out, "--format", "json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)
+    found = run("findings", "--release", out, "--json")
+    assert found.returncode == 0, found.stderr
+    assert len(json.loads(found.stdout)["findings"]) > 10
+    weights = tmp_path / "w.npz"
+    exported = run("export", out, "cifar10-robust-alpha", "-o", weights)
+    assert exported.returncode == 0 and weights.exists(), exported.stderr
+
+    (out / "README.md").write_text("changed")
+    bad = run("verify", out)
+    assert bad.returncode == 1
+    assert bad.stdout.startswith("files: README.md: has 7 bytes")
+
+
+def test_a_failed_model_is_told_and_exits_with_1(tmp_path: Path):
+    cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": tmp_path / "none.pt"})
+    done = run("build", "--cohort", cohort, "--out", tmp_path / "out")
+    assert done.returncode in (1, 2)
+    assert "failed: cifar10-robust-alpha" in done.stderr and "none.pt" in done.stderr
+    assert "nothing was released" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["build", "--cohort", "nope"], "unknown cohort 'nope'"),
+        (["build", "--models", "nobody-*", "--out", "x"], "no model of cohort 'mini' matches"),
+        (["build", "--weights", "random"], "expected 'checkpoints' or 'seeded:N'"),
+        (["build", "--device", "cuda"], "no CUDA device"),
+        (["verify", "nowhere"], "nowhere is not a release"),
+        (["query", "sparsity_overal"], "did you mean 06_sparsity_overall"),
+        (["query", "sparsity_overall", "--release", "nowhere"], "nowhere"),
+        (["findings", "--release", "nowhere"], "nowhere"),
+        (["train", "mini", "--only", "nobody"], "no member of the mini zoo matches"),
+        (["export", "nowhere", "m", "-o", "x.npz"], "nowhere"),
+        (["diff", "nowhere", "nowhere"], "nowhere"),
+        (["nonsense"], "No such command"),
+    ],
+    ids=" ".join,
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(
+    tmp_path: Path, args: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+
+    if "cuda" in args and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.chdir(tmp_path)
+    done = run(*args)
+    assert done.returncode == 2, done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_is_no_error(toy_cohort: Path):
+    command = f"{sys.executable} -m builder plan --cohort {toy_cohort} | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command + "; exit ${PIPESTATUS[0]}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+    assert "Traceback" not in done.stderr
+
+
+WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "timm", "robustbench", "requests"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from builder.cli import main
+sys.argv = ["builder", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["verify", "RELEASE", "--full"],
+        ["query", "sparsity_overall", "--release", "RELEASE"],
+        ["query", "--list"],
+        ["findings", "--release", "RELEASE"],
+        ["diff", "RELEASE", "RELEASE"],
+        ["export", "RELEASE", "--croissant"],
+    ],
+    ids=" ".join,
+)
+def test_commands_right_of_the_release_run_without_torch(release: Path, args: list[str]):
+    args = [str(release) if a == "RELEASE" else a for a in args]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *args], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_command_that_needs_torch_says_what_to_install():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "plan"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "robust-filter-lens[build]" in done.stderr and "Traceback" not in done.stderr
