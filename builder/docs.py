@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+import builder.cli  # noqa: F401  registers the commands
 from builder import catalog, schema
-from builder.cli import app
-from builder.cli.app import bench
+from builder.cli.app import app, bench
 from builder.release import project_file
 
 PACKAGE = Path(__file__).parent
