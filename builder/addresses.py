@@ -72,7 +72,8 @@ def resolve(spec: ModelSpec) -> Address:
             hint=f"expected {', '.join(_FORMS)}: ..., or a path.",
         )
     path = Path(text).expanduser()
-    return Address("file", local=(path,), url=text)
+    # Only the name: a release tells nothing of the folders of the machine that built it.
+    return Address("file", local=(path,), url=path.name)
 
 
 def local_file(spec: ModelSpec, address: Address) -> Path:

@@ -31,9 +31,9 @@ def check_release(root: Path) -> dict[str, Any]:
     again = f"`builder verify {root}` says more."
     if manifest["weights"] != "checkpoints":
         raise BuilderError(
-            f"{root} holds pseudo-random weights ({manifest['weights']}); only releases made from "
+            f"{root} is made of {manifest['weights']} weights; only releases built from "
             "checkpoints are published.",
-            hint="build without --weights.",
+            hint="`builder build` without --weights makes one.",
         )
     if manifest["problems"]:
         raise BuilderError(f"{root} has a known problem: {manifest['problems'][0]}", hint=again)

@@ -145,11 +145,11 @@ _CHECKS = {
         """,
     "layers that do not add up to their model": """
         SELECT model_id FROM models
-        LEFT JOIN (
+        JOIN (
             SELECT model_id, count(*) AS layers, sum(n_filters) AS filters
             FROM layers WHERE weights = 'folded' GROUP BY model_id
         ) USING (model_id)
-        WHERE layers IS DISTINCT FROM n_layers OR filters IS DISTINCT FROM n_filters
+        WHERE layers <> n_layers OR filters <> n_filters
         """,
     "layers without both weights views": """
         SELECT model_id FROM layers GROUP BY model_id, layer_index
@@ -204,9 +204,8 @@ def check_tables(root: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
             "SELECT dataset::VARCHAR, model_id::VARCHAR, n_filters FROM models"
         ).fetchall()
         counted = connection.execute(
-            "SELECT (SELECT count(*) FROM models), (SELECT count(*) FROM pairs), "
-            "(SELECT count(*) FROM layers WHERE weights = 'folded'), "
-            "(SELECT coalesce(sum(n_filters), 0)::BIGINT FROM models)"
+            "SELECT (SELECT count(*) FROM models), (SELECT count(*) FROM pairs), count(*), "
+            "coalesce(sum(n_filters), 0)::BIGINT FROM layers WHERE weights = 'folded'"
         ).fetchall()
     totals = tuple(manifest["totals"][k] for k in ("models", "pairs", "layers", "filters"))
     if counted != [totals]:

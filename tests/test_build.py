@@ -91,6 +91,18 @@ def test_stored_filters_are_the_checkpoints_weights_and_fold_with_their_batchnor
     assert model["clean_acc"] is None and model["title"] is None
 
 
+def test_no_folder_of_the_building_machine_is_in_a_release(tmp_path: Path):
+    path = checkpoint(tmp_path / "a.pt", Toy, 3)
+    cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": path})
+    build_checkpoints(cohort, tmp_path / "out")
+    tables = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert len(tables) > 10
+    for file in tables:
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    model = pq.read_table(tmp_path / "out" / schema.table_path("models")).to_pylist()[0]
+    assert (model["source"], model["source_url"]) == ("file", "a.pt")
+
+
 def test_models_with_identical_filters_are_reported(tmp_path: Path):
     files = {
         "cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),

@@ -76,6 +76,15 @@ def test_build_verify_and_the_rest_of_a_releases_life(toy_cohort: Path, tmp_path
     exported = run("export", out, "cifar10-robust-alpha", "-o", weights)
     assert exported.returncode == 0 and weights.exists(), exported.stderr
 
+    recorded = run("record", out, "--folder", tmp_path / "release")
+    version = tmp_path / "release" / "v0.1.0"
+    assert recorded.returncode == 0, recorded.stderr
+    assert len(list((version / "answers").glob("*.csv"))) > 10
+    assert (version / "manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
+    (version / "NOTES.md").write_text("mine")
+    assert run("record", out, "--folder", tmp_path / "release").returncode == 0
+    assert (version / "NOTES.md").read_text() == "mine"
+
     (out / "README.md").write_text("changed")
     bad = run("verify", out)
     assert bad.returncode == 1
@@ -105,6 +114,7 @@ def test_a_failed_model_is_told_and_exits_with_1(tmp_path: Path):
         (["train", "mini", "--only", "nobody"], "no member of the mini zoo matches"),
         (["export", "nowhere", "m", "-o", "x.npz"], "nowhere"),
         (["diff", "nowhere", "nowhere"], "nowhere"),
+        (["record", "nowhere"], "nowhere"),
         (["nonsense"], "No such command"),
     ],
     ids=" ".join,

@@ -275,7 +275,7 @@ def test_a_pull_request_is_filled_merged_and_tagged(
 
 def test_seeded_weights_are_refused(hub: Hub, client: HubClient, tmp_path: Path) -> None:
     root = write_tiny_release(tmp_path / "seeded", weights="seeded:0")
-    with pytest.raises(ClientError, match="pseudo-random weights") as e:
+    with pytest.raises(ClientError, match="is made of seeded:0 weights") as e:
         publish(client, root)
     assert e.value.exit_code == 1 and not hub.log
 

@@ -118,6 +118,7 @@ def with_value(name: str, row: int, value: object) -> Callable[[pa.Table], pa.Ta
         ("layers", with_value("norm_l1", 0, float("nan")), "has NaN"),
         ("layers", with_value("depth_bin", 0, 11), "out of range"),
         ("layers", lambda t: t.slice(2), "do not add up"),
+        ("layers", lambda t: t.slice(t.num_rows), "totals are"),
         ("histograms", with_value("n", 40, 10**6), "does not hold every non-sparse filter"),
     ],
 )

@@ -151,6 +151,20 @@ def diff(a: Address, b: Address, as_json: Json = False) -> None:
 
 
 @app.command()
+def record(
+    release: Release,
+    folder: Annotated[Path, typer.Option(help="Where versions are kept.")] = Path("release"),
+) -> None:
+    """Keep a version in the project: manifest, the answer of every query, notes to fill in.
+
+    Example: builder record out/paper
+    """
+    from builder.record import record
+
+    say(f"{record(release, folder)}: manifest.json, answers/, NOTES.md")
+
+
+@app.command()
 def publish(
     release: Release,
     repo_id: Annotated[str, typer.Option("--repo-id", help="ORG/NAME on the Hub.")],

@@ -1,0 +1,40 @@
+"""What the project keeps of a released version: its manifest, the answers of its queries, notes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from builder.query import write_answers
+from builder.release import read_manifest, write_atomic
+from builder.schema import MANIFEST
+
+
+def record(root: Path, folder: Path) -> Path:
+    """Write folder/vX.Y.Z/ for a release; notes that exist are left alone.
+
+    Args:
+        root: the release. folder: `release/` of the project.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        UsageError: no release there.
+        BuilderError: a query does not run on it.
+    """
+    manifest = read_manifest(root)
+    target = folder / f"v{manifest['version']}"
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(root / MANIFEST, target / MANIFEST)
+    write_answers(str(root), target / "answers")
+    notes = target / "NOTES.md"
+    if not notes.exists():
+        totals = ", ".join(f"{n:,} {what}" for what, n in manifest["totals"].items())
+        text = (
+            f"# {manifest['name']} {manifest['version']}\n\n"
+            f"Cohort `{manifest['cohort']['name']}`, weights `{manifest['weights']}`: {totals}.\n\n"
+            "What changed, and why:\n\n- \n"
+        )
+        write_atomic(notes, text.encode())
+    return target
