@@ -18,7 +18,7 @@ from builder.extract import iter_layers
 from builder.measure import measure_layer
 from builder.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
 from builder.registry import IMAGE_SIZE, Cohort
-from builder.seeded import SeededState
+from builder.sources.seeded import SeededState
 from builder.workspace import Workspace, open_workspace
 from builder.write import FilterWriter
 

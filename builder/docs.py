@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import builder.cli  # noqa: F401  registers the commands
-from builder import catalog, schema
+from builder import schema
 from builder.cli.app import app, bench
 from builder.release import project_file
+from builder.sql import catalog
 
 PACKAGE = Path(__file__).parent
 

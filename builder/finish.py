@@ -18,7 +18,7 @@ from builder import moments, sample, schema
 from builder.card import render_card
 from builder.histograms import Projector, histogram_table
 from builder.moments import Moments
-from builder.paper_values import paper_table
+from builder.paper import paper_table
 from builder.plan import PlannedModel
 from builder.registry import Cohort
 from builder.release import project_file, write_atomic, write_manifest

@@ -24,11 +24,11 @@ from rich.console import Console
 from torch import nn
 
 from builder.attack import PGD20, accuracy
-from builder.constructors import construct
 from builder.errors import BuilderError, UsageError
 from builder.images import Images, load_images
 from builder.registry import ModelSpec
 from builder.release import file_sha256, write_atomic
+from builder.sources.constructors import construct
 from builder.train import Progress, Recipe, initialise, train, uses_bf16
 from builder.train_progress import progress_line
 

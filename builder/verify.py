@@ -281,7 +281,7 @@ def _filter_key(batch: pa.RecordBatch) -> Any:
 def check_queries(root: Path, report: Report) -> Iterator[Finding]:
     """Every query of the release runs on it."""
     from builder.errors import BuilderError
-    from builder.query import list_queries, open_views, run_query
+    from builder.sql.query import list_queries, open_views, run_query
 
     queries = list_queries()
     with open_views(str(root)) as connection:

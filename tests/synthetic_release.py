@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from builder import schema
-from builder.paper_values import paper_table
+from builder.paper import paper_table
 from builder.release import write_manifest
 from builder.write import write_table
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.capture import Features, first_features
-from builder.constructors import construct
 from builder.errors import BuilderError
+from builder.first_layer.capture import Features, first_features
 from builder.registry import IMAGE_SIZE, load_cohort
+from builder.sources.constructors import construct
 from builder.trace import trace
 
 

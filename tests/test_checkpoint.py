@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from builder import unpickle
-from builder.checkpoint import Checkpoint, read_checkpoint
 from builder.errors import BuilderError
-from builder.unpickle import Malformed
+from builder.sources import unpickle
+from builder.sources.checkpoint import Checkpoint, read_checkpoint
+from builder.sources.unpickle import Malformed
 
 WEIGHTS = OrderedDict(
     weight=torch.arange(54, dtype=torch.float32).reshape(2, 3, 3, 3),
@@ -478,7 +478,7 @@ def test_a_changed_byte_never_ends_in_anything_but_tensors_or_one_error(
 
 
 def unpickle_tensors(tree: Any) -> list[Any]:
-    from builder.formats import stored_tensors
+    from builder.sources.formats import stored_tensors
 
     return list(stored_tensors(tree))
 

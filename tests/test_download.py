@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from fileserver import Fault, FileServer, serve
 
-from builder import digests
-from builder.download import ATTEMPTS, Progress, download
 from builder.errors import BuilderError, NetworkError
 from builder.release import file_sha256
+from builder.sources import digests
+from builder.sources.download import ATTEMPTS, Progress, download
 
 BLOCK = 1 << 16  # a broken connection may lose the last piece of this size
 DATA = os.urandom(5 * BLOCK)

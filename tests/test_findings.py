@@ -11,14 +11,15 @@ import pytest
 import synthetic_release
 from rich.console import Console
 
-from builder import catalog, findings, query, schema
+from builder import schema
 from builder.errors import UsageError
-from builder.findings import CONTRARY, FAILS, HOLDS, NOT_APPLICABLE, Finding
 from builder.moments import merge
-from builder.paper_values import read_published
+from builder.paper import read_published
+from builder.paper.reference import published_moments, write_reference
 from builder.reader import open_release
-from builder.reference import published_moments, write_reference
 from builder.registry import load_cohort
+from builder.sql import catalog, findings, query
+from builder.sql.findings import CONTRARY, FAILS, HOLDS, NOT_APPLICABLE, Finding
 
 CHECKABLE_TODAY = {
     "01_model_counts",

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder import networks, schema
-from builder.constructors import construct
 from builder.errors import BuilderError, UsageError
 from builder.first_layer import attack, measure_response, responses
-from builder.photographs import natural_images
+from builder.first_layer.photographs import natural_images
+from builder.sources.constructors import construct
 
 EPS = 8 / 255
 RESPONSES = ("response_pre", "response_post", "activation_pass")

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from builder import schema
-from builder.paper_values import BOX_STATISTICS, paper_table
+from builder.paper import BOX_STATISTICS, paper_table
 from builder.registry import load_cohort
 
 TIMM = {

@@ -30,7 +30,7 @@ def test_totals_are_the_papers(planned: list[PlannedModel]):
 
 
 def test_counts_of_every_model_are_the_published_ones(planned: list[PlannedModel]):
-    from builder.paper_values import read_published
+    from builder.paper import read_published
 
     published = {r["model_id"]: r for r in read_published("models")}
     for p in planned:

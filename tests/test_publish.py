@@ -25,7 +25,7 @@ SMALL = 8  # tables beside the filters: seven of the schema, and the sample
 
 PUBLISH = """
 from pathlib import Path
-from builder import publish
+from builder.hub import publish
 options = {k: Path(v) if k == "notes" else v for k, v in dict(given).items()}
 plan = publish.make_plan(Path(root), repo_id, **options)
 print(publish.as_text(plan))
@@ -197,7 +197,7 @@ def test_a_dry_run_plans_the_same_and_changes_nothing(
     hub: Hub, client: HubClient, small: Path
 ) -> None:
     plan = client.run(
-        "from builder import publish; from pathlib import Path\n"
+        "from builder.hub import publish; from pathlib import Path\n"
         "plan = publish.make_plan(Path(root), repo_id); print(publish.as_text(plan))\n"
         "result = publish.as_json(plan)",
         root=str(small),
@@ -217,11 +217,11 @@ def test_a_dry_run_plans_the_same_and_changes_nothing(
 def test_card_and_manifest_come_last_and_commits_are_bounded(
     hub: Hub, client: HubClient, first: Path
 ) -> None:
-    client.run("from builder import preflight; preflight.MAX_FILES = 2")
+    client.run("from builder.hub import preflight; preflight.MAX_FILES = 2")
     try:
         publish(client, first)
     finally:
-        client.run("from builder import preflight; preflight.MAX_FILES = 50")
+        client.run("from builder.hub import preflight; preflight.MAX_FILES = 50")
     history = list(hub.repos[ID].history("main"))[::-1]
     assert [c.title.split(" [")[0] for c in history[1:]] == [
         "v0.1.0 1/4: data",
@@ -333,7 +333,7 @@ def test_a_major_change_of_a_stable_version_needs_migration_notes(
 
 def test_an_address_on_this_machine_is_refused(hub: Hub, client: HubClient, tmp_path: Path) -> None:
     from builder.errors import BuilderError
-    from builder.publishable import check_private
+    from builder.hub.publishable import check_private
 
     root = write_tiny_release(tmp_path / "a", models=PAIR)
     text = (root / "manifest.json").read_text()
@@ -348,7 +348,7 @@ def test_a_release_that_holds_the_token_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from builder.errors import BuilderError
-    from builder.publishable import check_private
+    from builder.hub.publishable import check_private
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_a_test")
     with pytest.raises(BuilderError, match="or a secret") as e:

@@ -18,9 +18,10 @@ import synthetic_release
 from query_oracles import KEYS, ORACLES
 from synthetic_release import NETS, World
 
-from builder import catalog, query, schema
-from builder.paper_values import paper_table
+from builder import schema
+from builder.paper import paper_table
 from builder.release import project_file
+from builder.sql import catalog, query
 
 ROOT = Path(__file__).parent.parent
 ANSWERS = Path(__file__).parent / "answers"

@@ -16,8 +16,8 @@ import synthetic_release
 from hub_client import ClientError, HubClient
 from loopback_hub import Hub, running_hub
 
-from builder import catalog, query, render
 from builder.errors import BuilderError, UsageError
+from builder.sql import catalog, query, render
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ api.create_tag("lens/tiny", tag="v0.1.0", revision=info.oid, repo_type="dataset"
 
 REMOTE = """
 import io
-from builder import query
+from builder.sql import query
 out = io.BytesIO()
 query.answer_query(address, asked, out, form="csv")
 result = out.getvalue().decode()

@@ -18,9 +18,10 @@ from fileserver import Fault, FileServer, serve
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from builder import digests, sources
+from builder import sources
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.registry import ModelSpec, load_cohort
+from builder.sources import digests
 
 State = dict[str, Tensor]
 Loaded = Mapping[str, Tensor]
@@ -271,7 +272,7 @@ def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """RobustBench's registry for cifar10/Linf, open for one test to add to."""
-    from builder.compat import import_robustbench
+    from builder.sources.compat import import_robustbench
 
     import_robustbench()
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel

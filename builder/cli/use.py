@@ -75,7 +75,7 @@ def query(
 
     Example: builder query sparsity_overall --release out/mini --format csv
     """
-    from builder.query import answer_query, list_text
+    from builder.sql.query import answer_query, list_text
 
     if list_:
         sys.stdout.write(list_text(terminal_width()))
@@ -108,7 +108,7 @@ def findings(
     """
     from rich.console import Console
 
-    from builder import findings as claims
+    from builder.sql import findings as claims
 
     found = claims.examine(release, memory_limit=memory_limit)
     if as_json:
@@ -129,7 +129,7 @@ def reference(
 
     Example: builder reference out/reference && builder findings --release out/reference
     """
-    from builder.reference import write_reference
+    from builder.paper.reference import write_reference
 
     write_reference(out)
     say(f"{out}: published values, not rebuilt ones. Next: builder findings --release {out}")
@@ -159,7 +159,7 @@ def record(
 
     Example: builder record out/paper
     """
-    from builder.record import record
+    from builder.sql.record import record
 
     say(f"{record(release, folder)}: manifest.json, answers/, NOTES.md")
 
@@ -192,8 +192,8 @@ def publish(
 
     Example: builder publish out/paper --repo-id org/robust-filter-lens --dry-run
     """
-    from builder import publish as publication
-    from builder.preflight import make_plan
+    from builder.hub import publish as publication
+    from builder.hub.preflight import make_plan
 
     plan = make_plan(release, repo_id, parent=parent, notes=notes, create_pr=create_pr)
     if dry_run:

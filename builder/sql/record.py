@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from builder.query import write_answers
 from builder.release import read_manifest, write_atomic
 from builder.schema import MANIFEST
+from builder.sql.query import write_answers
 
 
 def record(root: Path, folder: Path) -> Path:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from builder import hub
 from builder.errors import BuilderError
-from builder.preflight import Local, Plan, compare, make_plan
-from builder.readback import read_back
+from builder.hub.preflight import Local, Plan, compare, make_plan
+from builder.hub.readback import read_back
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -25,7 +25,7 @@ import builder
 from builder import moments, schema
 from builder.errors import BuilderError, UsageError
 from builder.moments import Array, Moments
-from builder.paper_values import UNIONS, paper_table, read_published
+from builder.paper import UNIONS, paper_table, read_published
 from builder.registry import Cohort, load_cohort
 from builder.release import project_file, write_manifest
 from builder.write import table_from_rows, write_table

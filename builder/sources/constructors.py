@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.compat import import_robustbench, import_torchvision
 from builder.errors import UsageError
 from builder.registry import ModelSpec
+from builder.sources.compat import import_robustbench, import_torchvision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,7 +66,7 @@ def instantiate(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     """The real network of `spec` on the CPU with the weights of `state`, in evaluation mode.
 
     Random initialisation, which `state` would overwrite, is skipped. Keys that `state` lacks keep
-    the constructor's value (see `builder.state.fit_state`: an input normalisation's constants).
+    the constructor's value (see `state.fit_state`: an input normalisation's constants).
     Parameters have the constructor's element type; memory of `state` is shared where it has too.
     """
     with _skip_initialisation():

@@ -1,6 +1,6 @@
 """A checkpoint file of any format, as a tree of dictionaries whose leaves describe tensors.
 
-Nothing is executed and nothing unpacked: the pickle is read by `builder.unpickle`, an archive's
+Nothing is executed and nothing unpacked: the pickle is read by unpickle.py, an archive's
 member is read where it lies inside the archive, and a tensor's numbers are mapped from the file
 when they are asked for. So a path inside an archive can lead nowhere, and a large checkpoint is
 never in memory twice.
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from builder.errors import BuilderError
-from builder.formats import (
+from builder.sources.formats import (
     MAX_HEADER_BYTES,
     Extents,
     Window,
@@ -28,7 +28,7 @@ from builder.formats import (
     read_zip,
     stored_tensors,
 )
-from builder.unpickle import Malformed, StoredTensor
+from builder.sources.unpickle import Malformed, StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

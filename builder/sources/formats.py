@@ -15,8 +15,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from builder import unpickle
-from builder.unpickle import Malformed, Storage, StoredTensor
+from builder.sources import unpickle
+from builder.sources.unpickle import Malformed, Storage, StoredTensor
 
 Extents = dict[str, tuple[int, int]]
 """Storage key -> first byte and end of its data in the mapped file."""

@@ -18,11 +18,12 @@ from typing import Any, BinaryIO
 import duckdb
 import pyarrow as pa
 
-from builder import catalog, hub, render, schema
-from builder.catalog import Query, list_queries
+from builder import hub, schema
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.reader import open_release
 from builder.release import project_file, write_atomic
+from builder.sql import catalog, render
+from builder.sql.catalog import Query, list_queries
 
 __all__ = [
     "Answer",

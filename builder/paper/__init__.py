@@ -4,7 +4,7 @@ The facts stand in builder/paper/*.csv, each once, in the shape they were publis
 
 - models.csv    per model: 3x3 layers, filters, sparse filters
 - boxplots.csv  per metric, data set, kind and depth bin: the box plots of the depth figures
-- pca.csv       per model and for the three unions: the PCA (see `builder.reference`)
+- pca.csv       per model and for the three unions: the PCA (see `builder.paper.reference`)
 - values.csv    everything else, one value a line
 
 Accuracies are part of the cohort (cohorts/paper.csv). Nothing here is arithmetic, so the

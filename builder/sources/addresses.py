@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
-from builder.checkpoint import SUFFIXES
-from builder.constructors import robustbench_entry, robustbench_name
 from builder.errors import UsageError
 from builder.registry import ModelSpec
+from builder.sources.checkpoint import SUFFIXES
+from builder.sources.constructors import robustbench_entry, robustbench_name
 
 DRIVE, ZENODO, HUB = "https://drive.google.com", "https://zenodo.org", "https://huggingface.co"
 

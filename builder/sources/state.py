@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from builder.checkpoint import Checkpoint
 from builder.errors import BuilderError
-from builder.unpickle import StoredTensor
+from builder.sources.checkpoint import Checkpoint
+from builder.sources.unpickle import StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

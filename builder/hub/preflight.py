@@ -17,7 +17,7 @@ from builder import hub, schema
 from builder.card import render_card
 from builder.diff import diff, parse_version
 from builder.errors import BuilderError, NetworkError, UsageError
-from builder.publishable import check_private, check_release, check_token
+from builder.hub.publishable import check_private, check_release, check_token
 from builder.reader import open_release
 from builder.release import read_manifest, write_manifest
 

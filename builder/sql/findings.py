@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import duckdb
 
-from builder import catalog, query
 from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
 from builder.reader import open_release
 from builder.release import project_file
+from builder.sql import catalog, query
 
 if TYPE_CHECKING:
     from rich.table import Table

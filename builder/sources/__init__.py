@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder import digests
-from builder.addresses import Address, Remote, local_file, resolve
-from builder.checkpoint import SUFFIXES, read_checkpoint
-from builder.constructors import construct, instantiate
-from builder.download import Progress, download
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.registry import ModelSpec
 from builder.release import file_sha256
-from builder.state import fit_state
+from builder.sources import digests
+from builder.sources.addresses import Address, Remote, local_file, resolve
+from builder.sources.checkpoint import SUFFIXES, read_checkpoint
+from builder.sources.constructors import construct, instantiate
+from builder.sources.download import Progress, download
+from builder.sources.state import fit_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,7 +123,7 @@ def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> Mapping[s
 
     Keys and order are those of `model.state_dict()`, shared tensors under each of their names;
     element types as stored; numbers are read from the file when asked for. Keys on which no
-    filter depends may be absent and keep the constructor's value: see `builder.state.fit_state`.
+    filter depends may be absent and keep the constructor's value: see `state.fit_state`.
 
     Raises:
         BuilderError: an unusable or malicious file, or one of another architecture.

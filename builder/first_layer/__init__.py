@@ -2,7 +2,7 @@
 
 The paper shows pictures: in a robust model the first convolution, with the activation behind it,
 removes small perturbations. Here f is the output of a first convolution after its BatchNorm,
-g = act(f) that of the activation behind it (`builder.capture` says which they are), x a natural
+g = act(f) that of the activation behind it (capture.py says which they are), x a natural
 image in [0, 1], and d a perturbation with |d| <= eps everywhere; x + d is clipped to [0, 1], and d
 is what is left of it. df = f(x + d) - f(x), and dg likewise. For channel c, with E and Var over
 all images and positions (for x and d summed over the three colours):
@@ -27,7 +27,7 @@ Perturbations: `random`, a sign +eps or -eps per pixel and colour; `pgd`, projec
 of the model's cross-entropy against its own clean prediction (so no labels are needed), from a
 uniform random start, with steps of 2.5 eps / steps.
 
-Limits. The photographs are few (`builder.photographs`): enough for means over the positions of a
+Limits. The photographs are few (photographs.py): enough for means over the positions of a
 channel, no sample of CIFAR or ImageNet. Images enter as they are, in [0, 1], as RobustBench
 evaluates; only timm's models, which carry the mean and deviation they expect, get those. A channel
 that a ReLU leaves almost constant has a tiny Var g and a huge response_post, so read channels
@@ -44,9 +44,9 @@ from collections.abc import Callable
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from builder.capture import Features, first_features
 from builder.errors import BuilderError, UsageError
-from builder.photographs import natural_images
+from builder.first_layer.capture import Features, first_features
+from builder.first_layer.photographs import natural_images
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

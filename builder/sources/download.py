@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from builder import webpage
 from builder.errors import BuilderError, NetworkError
+from builder.sources import webpage
 
 if TYPE_CHECKING:
     from requests import Response, Session
