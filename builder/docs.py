@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from pathlib import Path
@@ -54,9 +53,7 @@ def code() -> str:
         if path.name == "__init__.py" and path.parent == PACKAGE:
             continue
         name = path.relative_to(PACKAGE.parent).as_posix().removesuffix("/__init__.py")
-        lines.append(
-            f"| `{name}` | {_first_line(ast.get_docstring(ast.parse(path.read_text())))} |"
-        )
+        lines.append(f"| `{name}` | {_first_line(path.read_text().split('"""')[1])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,9 @@ HEAVY = {"torch", "torchvision", "timm", "robustbench"}
 
 def imports(path: Path) -> Iterator[str]:
     """Dotted names a module imports, at the top or inside functions; not those for types only."""
+    gc.disable()  # CPython 3.11 fails to parse when a garbage collection runs callbacks meanwhile
     tree = ast.parse(path.read_text())
+    gc.enable()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for inner in ast.walk(node):
