@@ -53,7 +53,8 @@ def code() -> str:
         if path.name == "__init__.py" and path.parent == PACKAGE:
             continue
         name = path.relative_to(PACKAGE.parent).as_posix().removesuffix("/__init__.py")
-        lines.append(f"| `{name}` | {_first_line(path.read_text().split('"""')[1])} |")
+        docstring = path.read_text(encoding="utf-8").split('"""')[1]
+        lines.append(f"| `{name}` | {_first_line(docstring)} |")
     return "\n".join(lines) + "\n"
 
 
