@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import threading
-from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,9 @@ from builder.errors import BuilderError, UsageError
 from builder.extract import iter_layers
 from builder.measure import measure_layer
 from builder.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
+from builder.progress import Report
 from builder.registry import IMAGE_SIZE, Cohort
+from builder.release import cache_folder, lock_file, parse_version
 from builder.sources.seeded import SeededState
 from builder.workspace import Workspace, open_workspace
 from builder.write import FilterWriter
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-
-Report = Callable[[str, str, int, int | None], None]
-"""Progress: (model_id or stage, what is being done, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class Options:
     fresh: bool = False
     checkpoints: Path | None = None
     discard_checkpoints: bool = False
-    cache: Path = Path("~/.cache/robust-filter-lens")
-    lock: Path = Path("checkpoints.lock")
+    cache: Path = field(default_factory=cache_folder)
+    lock: Path = field(default_factory=lock_file)
 
     @property
     def weights_seed(self) -> int | None:
@@ -111,7 +109,9 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
     import torch
 
     device = resolve_device(options.device)
-    options.weights_seed  # noqa: B018  refuse a wrong value before anything is written
+    # Refuse wrong values before anything is written.
+    options.weights_seed  # noqa: B018
+    parse_version(options.version)
     selected = cohort.select(options.models)
     if options.jobs > 0:
         # One thread measures while another encodes; more cores take more models at once.
@@ -209,7 +209,7 @@ def build_model(
         report(spec.model_id, "fetching", 0, None)
         fetched = sources.fetch(
             spec,
-            cache=options.cache.expanduser(),
+            cache=options.cache,
             checkpoints=options.checkpoints,
             lock=options.lock,
             progress=lambda what, done, total: report(spec.model_id, what, done, total),

@@ -18,6 +18,7 @@ import duckdb
 from builder import sample, schema
 from builder.errors import UsageError
 from builder.reader import Release, open_release
+from builder.release import parse_version
 
 BUMPS = ("none", "patch", "minor", "major")
 UNIONS = ("full", "robust", "standard")
@@ -73,19 +74,6 @@ class Diff:
     bump: str
     next_version: str
     reasons: list[str]
-
-
-def parse_version(text: str) -> tuple[int, int, int]:
-    """(major, minor, patch) of "1.2.3" or "v1.2.3".
-
-    Raises:
-        UsageError: another form.
-    """
-    parts = text.removeprefix("v").split(".")
-    if len(parts) != 3 or not all(p.isascii() and p.isdigit() for p in parts):
-        raise UsageError(f"{text!r} is no version; expected MAJOR.MINOR.PATCH, e.g. 1.0.0.")
-    major, minor, patch = map(int, parts)
-    return major, minor, patch
 
 
 def next_version(old: str, bump: str) -> str:

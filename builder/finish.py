@@ -25,7 +25,7 @@ from builder.release import project_file, write_atomic, write_manifest
 from builder.write import Written, table_from_rows, write_table
 
 if TYPE_CHECKING:
-    from builder.build import Report
+    from builder.progress import Report
 
 UNIONS: dict[str, Callable[[PlannedModel], bool]] = {
     "full": lambda p: True,

@@ -27,6 +27,34 @@ def project_file(name: str) -> Path:
     raise FileNotFoundError(f"{name} is missing from this installation of builder")
 
 
+def parse_version(text: str) -> tuple[int, int, int]:
+    """(major, minor, patch) of "1.2.3" or "v1.2.3".
+
+    Raises:
+        UsageError: another form.
+    """
+    parts = text.removeprefix("v").split(".")
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() for p in parts):
+        raise UsageError(f"{text!r} is no version; expected MAJOR.MINOR.PATCH, e.g. 1.0.0.")
+    major, minor, patch = map(int, parts)
+    return major, minor, patch
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $RFL_CACHE, else robust-filter-lens in the user's cache folder."""
+    if own := os.environ.get("RFL_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "robust-filter-lens"
+
+
+def lock_file() -> Path:
+    """The locked digests of checkpoints: in a checkout under version control, else in the cache."""
+    root = Path(__file__).resolve().parent.parent
+    folder = root / "release" if (root / "pyproject.toml").exists() else cache_folder()
+    return folder / "checkpoints.lock"
+
+
 def _canonical(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 

@@ -274,6 +274,7 @@ def test_a_read_only_folder_is_one_message(tmpfs: Callable[[str], Path], toy_coh
         ({"weights": "seeded:x"}, "expected 'checkpoints' or 'seeded:N'"),
         ({"weights": "seeded:0", "device": "tpu"}, "expected auto, cpu or cuda"),
         ({"weights": "seeded:0", "models": "cifar10-*Nobody*"}, "no model of cohort"),
+        ({"weights": "seeded:0", "version": "v1"}, "is no version"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from builder import hub, schema
 from builder.card import render_card
-from builder.diff import diff, parse_version
+from builder.diff import diff
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.hub.publishable import check_private, check_release, check_token
 from builder.reader import open_release
-from builder.release import read_manifest, write_manifest
+from builder.release import parse_version, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

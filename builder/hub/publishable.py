@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder import hub, schema
-from builder.diff import parse_version
 from builder.errors import BuilderError, NetworkError
-from builder.release import read_manifest
+from builder.release import parse_version, read_manifest
 from builder.verify import verify
 
 if TYPE_CHECKING:
