@@ -168,6 +168,20 @@ def test_a_forged_basis_is_reported_by_the_full_tier(copy: Path):
     assert "does not follow from `layers`" in reported(copy, full=True)
 
 
+def test_a_forged_histogram_is_reported_by_the_full_tier(copy: Path):
+    path = schema.table_path("histograms")
+
+    def move_one(rows: pa.Table) -> pa.Table:  # from the fullest bin to an empty one
+        first = rows["n"].to_pylist()[:70]
+        full, empty = first.index(max(first)), first.index(0)
+        moved = with_value("n", full, first[full] - 1)(rows)
+        return with_value("n", empty, 1)(moved)
+
+    forge(copy, path, move_one, "histograms")
+    assert reported(copy) == ""
+    assert "differs from what is stored" in reported(copy, full=True)
+
+
 def test_another_schema_is_reported(copy: Path):
     path = copy / schema.table_path("models")
     rows = pq.read_table(path).drop_columns(["title"])
