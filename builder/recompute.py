@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from builder import schema
 from builder.moments import Array, Moments, merge, pack, random_entropy, unpack
 
-if TYPE_CHECKING:
-    from builder.verify import Finding, Report
+Wrong = Iterator[tuple[str, str]]
+"""(file, what is wrong with it)."""
 
 TOLERANCE = 1e-6
 
@@ -114,10 +114,8 @@ def _differs(found: Any, expected: Any) -> bool:
     return bool(np.abs(found - expected).max() > TOLERANCE * scale)
 
 
-def check_metrics(root: Path, report: Report) -> Iterator[Finding]:
-    """Each number of `layers`, and `linf` of each filter, follows from the stored filters."""
-    from builder.verify import Finding
-
+def wrong_metrics(root: Path, report: Callable[[str, int, int], None]) -> Wrong:
+    """Numbers of `layers`, and `linf` of filters, that do not follow from the stored filters."""
     rows = pq.read_table(root / schema.table_path("layers")).to_pylist()
     by_model: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
@@ -129,7 +127,7 @@ def check_metrics(root: Path, report: Report) -> Iterator[Finding]:
         path = schema.filters_path(dataset, model_id)
         stored = {(r["layer_index"], r["weights"]): r for v in views.values() for r in v}
         with np.errstate(over="ignore", invalid="ignore"):
-            yield from _check_linf(root, path)
+            yield from _wrong_linf(root, path)
             for row, filters, scale in layer_filters(root / path, views["trained"]):
                 for view, values in (
                     ("trained", filters),
@@ -138,17 +136,14 @@ def check_metrics(root: Path, report: Report) -> Iterator[Finding]:
                     have = stored[row["layer_index"], view]
                     for name, value in recompute(values, row["out_channels"]).items():
                         if _differs(have[name], value):
-                            yield Finding(
-                                "metrics",
+                            yield (
                                 path,
                                 f"layer {row['layer']} ({view}): {name} is {have[name]}, "
                                 f"its filters give {value}",
                             )
 
 
-def _check_linf(root: Path, path: str) -> Iterator[Finding]:
-    from builder.verify import Finding
-
+def _wrong_linf(root: Path, path: str) -> Wrong:
     with pq.ParquetFile(root / path) as file:
         for batch in file.iter_batches(1 << 18, columns=[*schema.FILTER_COLUMNS, "linf"]):
             *coefficients, linf = (c.to_numpy() for c in batch.columns)
@@ -156,14 +151,12 @@ def _check_linf(root: Path, path: str) -> Iterator[Finding]:
             for values in coefficients[1:]:
                 np.maximum(largest, np.abs(values), out=largest)
             if not np.array_equal(largest, linf, equal_nan=True):
-                yield Finding("metrics", path, "linf is not max |w| of its filter")
+                yield (path, "linf is not max |w| of its filter")
                 return
 
 
-def check_unions(root: Path) -> Iterator[Finding]:
-    """The bases of `pca` follow from the moments in `layers`."""
-    from builder.verify import Finding
-
+def wrong_bases(root: Path) -> Wrong:
+    """Bases of `pca` that do not follow from the moments in `layers`."""
     path = schema.table_path("pca")
     table = pq.read_table(root / schema.table_path("models"), columns=["model_id", "robust"])
     robust: dict[str, bool] = {m["model_id"]: m["robust"] for m in table.to_pylist()}
@@ -201,4 +194,4 @@ def check_unions(root: Path) -> Iterator[Finding]:
             or abs(np.linalg.norm(direction) - 1) > TOLERANCE
         ):
             where = f"basis {row['basis']} ({row['weights']}), component {row['component']}"
-            yield Finding("pca", path, f"{where} does not follow from `layers`")
+            yield (path, f"{where} does not follow from `layers`")

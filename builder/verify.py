@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from builder import content, schema
 from builder.errors import BuilderError
+from builder.recompute import wrong_bases, wrong_metrics
 from builder.release import file_sha256, read_manifest
 
 
@@ -59,11 +60,9 @@ def verify(root: Path, full: bool = False, report: Report | None = None) -> list
     if not findings:
         findings += check_tables(root, manifest)
     if full and not findings:
-        from builder.recompute import check_metrics, check_unions
-
         findings += check_content(root, manifest, say)
-        findings += check_metrics(root, say)
-        findings += check_unions(root)
+        findings += (Finding("metrics", *wrong) for wrong in wrong_metrics(root, say))
+        findings += (Finding("pca", *wrong) for wrong in wrong_bases(root))
         findings += check_queries(root, say)
     return findings
 
