@@ -18,7 +18,7 @@ from builder.measure import measure_layer
 from builder.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
 from builder.progress import Report
 from builder.registry import IMAGE_SIZE, Cohort
-from builder.release import cache_folder, lock_file, parse_version
+from builder.release import cache_folder, lock_file, parse_version, read_manifest
 from builder.sources.seeded import SeededState
 from builder.workspace import Workspace, open_workspace
 from builder.write import FilterWriter
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What a build is asked for. The first five decide its content."""
+    """What a build is asked for. The first five decide its content.
+
+    Raises:
+        UsageError: weights or version of no known form.
+    """
 
     weights: str = "checkpoints"  # or seeded:N
     models: str | None = None
@@ -45,6 +49,10 @@ class Options:
     discard_checkpoints: bool = False
     cache: Path = field(default_factory=cache_folder)
     lock: Path = field(default_factory=lock_file)
+
+    def __post_init__(self) -> None:
+        parse_version(self.version)
+        _ = self.weights_seed
 
     @property
     def weights_seed(self) -> int | None:
@@ -109,18 +117,16 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
     import torch
 
     device = resolve_device(options.device)
-    # Refuse wrong values before anything is written.
-    options.weights_seed  # noqa: B018
-    parse_version(options.version)
     selected = cohort.select(options.models)
-    if options.jobs > 0:
-        # One thread measures while another encodes; more cores take more models at once.
-        torch.set_num_threads(1)
+    # One thread measures while another encodes, so sums do not depend on the number of cores;
+    # more cores take more models at once.
+    torch.set_num_threads(1)
     try:
         made_of = identity(cohort, options)
         with open_workspace(out, made_of, options.fresh) as workspace:
             if workspace is None:
-                return Outcome(len(selected.models), {}, [], already_there=True)
+                problems = read_manifest(out)["problems"]
+                return Outcome(len(selected.models), {}, problems, already_there=True)
             planned = []
             for p in iter_plan(selected):
                 planned.append(p)

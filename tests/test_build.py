@@ -128,6 +128,8 @@ def test_weights_that_are_not_finite_are_named_and_their_metrics_null(tmp_path: 
     assert manifest(tmp_path / "out")["problems"] == outcome.problems
     rows = pq.read_table(tmp_path / "out" / schema.table_path("layers")).to_pylist()
     assert [r["sparsity"] is None for r in rows] == [False, False, True, True, False, False]
+    again = build_checkpoints(cohort, tmp_path / "out")
+    assert again.already_there and again.problems == outcome.problems
     assert verify(tmp_path / "out", full=True) == []
 
 
