@@ -209,16 +209,13 @@ def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
         "import sys; from filelock import FileLock\n"
         "with FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / ".build" / "lock")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert other.stdout is not None and other.stdin is not None
-    assert other.stdout.readline() == b"held\n"
-    with pytest.raises(BuilderError, match="another build is running"):
-        build_toy(toy_cohort, tmp_path)
-    other.stdin.close()
-    other.wait()
+    command = [sys.executable, "-c", script, str(tmp_path / ".build" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BuilderError, match="another build is running"):
+            build_toy(toy_cohort, tmp_path)
+        other.stdin.close()
     assert not build_toy(toy_cohort, tmp_path, first_layer=False).failures
 
 
