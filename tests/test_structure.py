@@ -18,7 +18,7 @@ SHARED = {
 BUILD = {
     "sources", "trace", "extract", "measure", "first_layer", "networks", "plan",
     "histograms", "workspace", "ahead", "build", "finish", "bench",
-    "train", "members", "images", "attack", "train_progress",
+    "training",
 }  # fmt: skip
 READ = {"verify", "recompute", "sql", "hub", "diff", "reader", "export"}
 TOP = {"cli", "docs", "__main__", "__init__"}

@@ -20,14 +20,14 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from builder import train as training
-from builder.attack import PGD20, Attack, accuracy, perturb
 from builder.errors import BuilderError, UsageError
-from builder.images import Images, load_images
-from builder.members import counterpart, read_recipes, select, train_member
 from builder.registry import load_cohort
-from builder.train import Progress, Recipe, augment, initialise, learning_rate, train
-from builder.train_progress import progress_line
+from builder.training import train as training
+from builder.training.attack import PGD20, Attack, accuracy, perturb
+from builder.training.images import Images, load_images
+from builder.training.members import counterpart, read_recipes, select, train_member
+from builder.training.progress import progress_line
+from builder.training.train import Progress, Recipe, augment, initialise, learning_rate, train
 
 CPU = torch.device("cpu")
 N_CLASSES = 10
@@ -156,7 +156,7 @@ def test_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
         import os, signal, sys
         from pathlib import Path
         from test_train import CPU, ROBUST, tiny
-        from builder.members import train_member
+        from builder.training.members import train_member
         def on_step(p):
             if p.step == 8:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builder.attack import PGD20, accuracy
-from builder.images import load_images
-from builder.members import read_recipes, zoo_folder
 from builder.networks import WideResNet
 from builder.registry import ModelSpec, load_cohort
 from builder.release import file_sha256
 from builder.sources.constructors import construct
+from builder.training.attack import PGD20, accuracy
+from builder.training.images import load_images
+from builder.training.members import read_recipes, zoo_folder
 
 CARDS = sorted(zoo_folder().glob("*.json"))
 DATA = Path(os.environ.get("RFL_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -192,8 +192,8 @@ def train(
     import torch
 
     from builder.build import resolve_device
-    from builder.members import counterpart, read_recipes, select, train_members
     from builder.registry import load_cohort
+    from builder.training.members import counterpart, read_recipes, select, train_members
 
     if target == "mini":
         recipes = select(read_recipes(), only)

@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from builder.attack import PGD20, accuracy
 from builder.errors import BuilderError, UsageError
-from builder.images import Images, load_images
 from builder.registry import ModelSpec
 from builder.release import file_sha256, write_atomic
 from builder.sources.constructors import construct
-from builder.train import Progress, Recipe, initialise, train, uses_bf16
-from builder.train_progress import progress_line
+from builder.training.attack import PGD20, accuracy
+from builder.training.images import Images, load_images
+from builder.training.progress import progress_line
+from builder.training.train import Progress, Recipe, initialise, train, uses_bf16
 
 ATTACKED_IMAGES = 2000
 """Test images, from the first, that `pgd20_acc` is measured on."""
@@ -156,7 +156,7 @@ def train_member(
     unless `force`.
 
     Args:
-        data: see `builder.images.load_images`.
+        data: see `builder.training.images.load_images`.
         build: makes the network from the recipe's constructor.
 
     Raises:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from builder.train import Progress
+from builder.training.train import Progress
 
 
 @contextmanager

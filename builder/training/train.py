@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.attack import Attack, as_input, autocast, perturb
 from builder.errors import BuilderError, UsageError
-from builder.images import Images
 from builder.release import write_atomic
+from builder.training.attack import Attack, as_input, autocast, perturb
+from builder.training.images import Images
 
 MOMENTUM = 0.9
 WARMUP = 0.2

@@ -1,0 +1,1 @@
+"""Training: standard counterparts of a cohort, and the mini zoo again."""
