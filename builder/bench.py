@@ -80,3 +80,52 @@ def _bare_writer(source: Path, target: Path) -> float:
             writer.write_table(group, row_group_size=ROWS_PER_GROUP)
             seconds += time.perf_counter() - started
     return seconds
+
+
+def bench_read(release: Path, rows: int = 131_072) -> dict[str, Any]:
+    """Filters of a release read back in batches: by `open_release`, and by `datasets` as Arrow.
+
+    Args:
+        release: a folder with filters.
+        rows: filters per batch.
+
+    Returns:
+        Millions of filters per second of each route, best of three passes over all filters.
+    """
+    from datasets import load_dataset
+
+    from builder.reader import open_release
+
+    opened = open_release(release)
+    names = sorted({p.split("dataset=")[1].split("/")[0] for p in opened.manifest["files"]
+                    if p.startswith("data/filters/")})  # fmt: skip
+
+    def streamed() -> int:
+        return sum(
+            batch.num_rows
+            for name in names
+            for batch in load_dataset(
+                str(release), f"filters_{name}", split="train", streaming=True
+            )
+            .with_format("arrow")
+            .iter(rows)
+        )
+
+    routes = {
+        "open_release, trained": lambda: sum(map(len, opened.filters(batch_rows=rows))),
+        "open_release, folded": lambda: sum(
+            map(len, opened.filters(view="folded", batch_rows=rows))
+        ),
+        "datasets, streaming Arrow": streamed,
+    }
+    n = opened.manifest["totals"]["filters"]
+    result: dict[str, Any] = {"release": str(release), "n_filters": n, "batch_rows": rows}
+    for route, read in routes.items():
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            count = read()
+            seconds.append(time.perf_counter() - started)
+            assert count == n, f"{route} read {count} of {n} filters"
+        result[route] = n / min(seconds) / 1e6
+    return result

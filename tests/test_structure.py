@@ -17,11 +17,11 @@ SHARED = {
 }  # fmt: skip
 BUILD = {
     "sources", "trace", "extract", "measure", "first_layer", "networks", "plan",
-    "histograms", "workspace", "ahead", "build", "finish", "bench",
+    "histograms", "workspace", "ahead", "build", "finish",
     "training",
 }  # fmt: skip
 READ = {"verify", "recompute", "sql", "hub", "diff", "reader", "export"}
-TOP = {"cli", "docs", "__main__", "__init__"}
+TOP = {"cli", "docs", "bench", "__main__", "__init__"}
 
 NO_TORCH = SHARED | READ
 HEAVY = {"torch", "torchvision", "timm", "robustbench"}

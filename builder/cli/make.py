@@ -237,3 +237,24 @@ def bench_build(
         f"{result['bare_writer_filters_per_s'] / 1e6:5.2f} M filters/s\n"
         f"build / bare writer {result['build_over_bare_writer']:.2f}\n"
     )
+
+
+@bench.command("read")
+def bench_read(
+    release: Annotated[Path, typer.Argument(help="A release folder.")] = Path("out/mini"),
+    as_json: Json = False,
+) -> None:
+    """Read every filter of a release back in Arrow batches: millions of filters per second.
+
+    Example: builder bench read out/mini
+    """
+    from builder.bench import bench_read
+
+    result = bench_read(release)
+    if as_json:
+        print_json(result)
+        return
+    n, rows = result.pop("n_filters"), result.pop("batch_rows")
+    sys.stdout.write(f"{result.pop('release')}: {n:,} filters, batches of {rows:,}\n")
+    for route, rate in result.items():
+        sys.stdout.write(f"{route:26} {rate:6.1f} M filters/s\n")
