@@ -13,6 +13,8 @@ import pytest
 from hub_client import HubClient
 from loopback_hub import Hub, running_hub
 
+import builder as package
+from builder import schema
 from builder.release import read_manifest
 
 pytest.importorskip("torch")
@@ -20,6 +22,7 @@ pytest.importorskip("datasets")
 pytestmark = pytest.mark.slow
 
 ID = "lens/mini"
+PACKAGE = Path(package.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,58 @@ result = [n, sum(len(b) for b in release.filters(view="folded")), len(release.ta
     same = builder("diff", str(mini), f"hf://datasets/{ID}@v0.1.0", hub=hub, home=tmp_path)
     assert same.returncode == 0, same.stderr
     assert "README.md" in same.stdout and "models" not in same.stdout.split("other files")[0]
+
+
+def test_a_changed_model_makes_a_second_version(hub: Hub, mini: Path, tmp_path: Path) -> None:
+    """Follows on the first publication: another weight in one model, and the version it needs."""
+    from safetensors.torch import load_file, save_file
+
+    address = "builder/zoo/cifar10-robust-PreActResNet18_w16.safetensors"
+    weights = load_file(PACKAGE.parent / address)
+    weights["conv1.weight"][0, 0, 0, 0] += 0.5
+    save_file(weights, tmp_path / "changed.safetensors")
+    cohort = tmp_path / "mini.csv"
+    text = (PACKAGE / "cohorts" / "mini.csv").read_text()
+    assert f"embedded:{address}" in text
+    cohort.write_text(text.replace(f"embedded:{address}", str(tmp_path / "changed.safetensors")))
+
+    def release(version: str) -> str:
+        out = tmp_path / version
+        done = builder(
+            *("build", "--cohort", str(cohort), "--out", str(out), "--version", version),
+            *("--no-first-layer", "-q"),
+        )
+        assert done.returncode == 0, done.stderr
+        return str(out)
+
+    patch, minor = release("0.1.1"), release("0.2.0")
+    first = f"hf://datasets/{ID}@v0.1.0"
+    found = builder("diff", first, minor, "--json", hub=hub, home=tmp_path)
+    change = json.loads(found.stdout)
+    assert change["models_changed"] == ["cifar10-robust-PreActResNet18_w16"]
+    assert (change["bump"], change["next_version"]) == ("major", "0.2.0")
+    refused = builder("publish", patch, "--repo-id", ID, hub=hub, home=tmp_path)
+    assert refused.returncode == 1 and "0.2.0" in refused.stderr, refused.stderr
+    done = builder("publish", minor, "--repo-id", ID, "--json", hub=hub, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tag"] == "v0.2.0"
+
+    client = HubClient(hub.url, tmp_path)
+    try:
+        code = """
+from datasets import load_dataset
+result = []
+for tag in ("v0.1.0", "v0.2.0"):
+    rows = load_dataset(repo_id, "models", split="train", revision=tag)
+    result.append(dict(zip(rows["model_id"], rows["filters_hash"])))
+"""
+        one, two = client.run(code, repo_id=ID)
+    finally:
+        client.close()
+    assert [m for m in one if one[m] != two[m]] == ["cifar10-robust-PreActResNet18_w16"]
+    local = read_manifest(mini)["files"]
+    for model_id, digest in one.items():  # the first version is what it was
+        assert local[schema.filters_path("cifar10", model_id)]["content_hash"] == digest
 
 
 def test_a_wrong_token_exits_with_4(hub: Hub, mini: Path, tmp_path: Path) -> None:
