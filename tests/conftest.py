@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 from builder.registry import REQUIRED
+
+DATA = Path(os.environ.get("RFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
+"""Folder of optional real data (RFL_DATA): tests that want it skip where it is absent."""
 
 LINES = [
     ("alpha", "true", "Toy-8", "toy_networks:Toy", "alpha"),
@@ -63,8 +67,6 @@ def release(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mount a small file system: tmpfs("size=2m"). Needs the right to mount; else skips."""
-    import subprocess
-
     mounted: list[Path] = []
 
     def mount(options: str) -> Path:
@@ -81,13 +83,3 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder of optional real data: $RFL_DATA, else ../shared/data. Skips where absent."""
-    root = Path(__file__).resolve().parent.parent
-    folder = Path(os.environ.get("RFL_DATA", root.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; set RFL_DATA")
-    return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DATA
 from torch import Tensor, nn
 
 from builder import networks, schema
@@ -24,7 +24,6 @@ from builder.sources.constructors import construct
 
 EPS = 8 / 255
 RESPONSES = ("response_pre", "response_post", "activation_pass")
-DATA = Path(os.environ.get("RFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 PILOT = DATA / "pilot"
 
 

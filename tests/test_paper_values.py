@@ -6,13 +6,13 @@ Those are no part of the project: RFL_DATA names the folder that holds them; wit
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import DATA
 
 from builder import schema
 from builder.paper import BOX_STATISTICS, paper_table
@@ -34,10 +34,9 @@ def paper() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def data() -> Path:
-    root = Path(os.environ.get("RFL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (root / "paper" / "models.csv").is_file():
-        pytest.skip(f"no published tables in {root}; set RFL_DATA to the folder that holds them")
-    return root / "paper"
+    if not (DATA / "paper" / "models.csv").is_file():
+        pytest.skip(f"no published tables in {DATA}; set RFL_DATA to the folder that holds them")
+    return DATA / "paper"
 
 
 @pytest.fixture(scope="module")

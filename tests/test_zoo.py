@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import DATA
 from safetensors.torch import load_file
 
 from builder.networks import WideResNet
@@ -21,7 +21,6 @@ from builder.training.images import load_images
 from builder.training.members import read_recipes, zoo_folder
 
 CARDS = sorted(zoo_folder().glob("*.json"))
-DATA = Path(os.environ.get("RFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 each_card = pytest.mark.parametrize("card_file", CARDS, ids=lambda p: p.stem)
 
