@@ -73,8 +73,11 @@ class _HashingFile:
         self.sha256 = hashlib.sha256()
         self.bytes = 0
         self.closed = False
+        self.abandoned = False
 
     def write(self, data: bytes) -> int:
+        if self.abandoned:  # a writer that failed still writes a footer when it is collected
+            return len(data)
         self.sha256.update(data)
         self._file.write(data)
         self.bytes += len(data)
@@ -104,13 +107,17 @@ def _replacing(path: Path) -> Iterator[_HashingFile]:
     """A file under a temporary name; flushed to disk and renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp")
+    sink = None
     try:
         with tmp.open("wb") as file:
-            yield _HashingFile(file)
+            sink = _HashingFile(file)
+            yield sink
             file.flush()
             os.fsync(file.fileno())
         tmp.replace(path)
     except BaseException:
+        if sink:
+            sink.abandoned = True
         tmp.unlink(missing_ok=True)
         raise
 
