@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 
 from builder.errors import BuilderError, UsageError
@@ -184,6 +185,19 @@ def test_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert sorted(f.name for f in out.iterdir()) == ["tiny.json", "tiny.safetensors"]
 
 
+def test_half_precision_rounds_the_kernels_and_nothing_else(tmp_path: Path) -> None:
+    write_parquet(tmp_path, 60, "train")
+    write_parquet(tmp_path, 40, "test")
+    options = {"data": str(tmp_path), "device": CPU, "build": tiny}
+    exact = train_member(STANDARD, out=tmp_path / "a", **options)
+    half = train_member(replace(STANDARD, stored_as="float16"), out=tmp_path / "b", **options)
+    weights = load_file(tmp_path / "a" / exact["file"])
+    for key, value in load_file(tmp_path / "b" / half["file"]).items():
+        large = value.ndim > 1
+        assert value.dtype == (torch.float16 if large else weights[key].dtype)
+        assert torch.equal(value, weights[key].half() if large else weights[key])
+
+
 def test_finished_member_is_left_alone_until_forced(tmp_path: Path) -> None:
     write_parquet(tmp_path, 60, "train", "JPEG")
     write_parquet(tmp_path, 40, "test", "JPEG")
@@ -328,13 +342,15 @@ def test_wrong_images_are_refused(tmp_path: Path) -> None:
 
 HEADER = (
     "name,constructor,architecture,dataset,epochs,batch_size,lr,weight_decay,seed,pgd_steps,eps,"
-    "pgd_step_size"
+    "pgd_step_size,stored_as"
 )
 
 
 def test_recipes_are_read(tmp_path: Path) -> None:
     file = tmp_path / "r.csv"
-    file.write_text(f"{HEADER}\ntiny,tests:tiny,tiny,cifar10,3,20,0.1,5e-4,7,2,8/255,5/255\n")
+    file.write_text(
+        f"{HEADER}\ntiny,tests:tiny,tiny,cifar10,3,20,0.1,5e-4,7,2,8/255,5/255,float32\n"
+    )
     (recipe,) = read_recipes(file)
     assert recipe == ROBUST
     assert recipe.attack == Attack(8 / 255, 5 / 255, 2)
@@ -344,13 +360,14 @@ def test_recipes_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("t,c,a,cifar10,x,20,0.1,0,7,0,,", "'epochs' is 'x'"),
-        ("t,c,a,cifar10,0,20,0.1,0,7,0,,", "epochs >= 1"),
-        ("t,c,a,cifar10,1,20,0.1,0,7,2,,", "pgd_steps above 0"),
-        ("t,c,a,cifar10,1,20,0.1,0,7,2,8/0,1/255", "pgd_steps above 0"),
-        ("t,c,a,cifar10,1,20,0.1,0,7,0,8/255,", "with 0 they are empty"),
-        ("t,c,a,cifar10,1", "12 fields"),
-        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,extra", "12 fields"),
+        ("t,c,a,cifar10,x,20,0.1,0,7,0,,,float32", "'epochs' is 'x'"),
+        ("t,c,a,cifar10,0,20,0.1,0,7,0,,,float32", "epochs >= 1"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,2,,,float32", "pgd_steps above 0"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,2,8/0,1/255,float32", "pgd_steps above 0"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,0,8/255,,float32", "with 0 they are empty"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float8", "stored_as is float32, float16"),
+        ("t,c,a,cifar10,1", "13 fields"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float32,extra", "13 fields"),
     ],
 )
 def test_wrong_recipe_is_refused(line: str, message: str, tmp_path: Path) -> None:

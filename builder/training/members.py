@@ -1,7 +1,7 @@
 """The mini zoo's members: their recipes, and training each into weights and a card.
 
-A member is `builder/zoo/NAME.safetensors` (float32) and `NAME.json`, its card: recipe, accuracies,
-images, hardware, time and digest. The card is written last; a member with a card is finished.
+A member is `builder/zoo/NAME.safetensors` and `NAME.json`, its card: recipe, accuracies, images,
+hardware, time and digest. The card is written last; a member with a card is finished.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ COUNTERPART = {
     "seed": 0,
 }
 """Recipe of a standard counterpart: the paper's in spirit, with one cycle instead of steps."""
+
+STORED_AS = {"float32": torch.float32, "float16": torch.float16}
+"""What a recipe's `stored_as` may be."""
 
 _PARSE: dict[str, Callable[[str], Any]] = {
     "epochs": int,
@@ -100,6 +103,10 @@ def _parse(row: dict[Any, Any], where: str) -> Recipe:
         raise UsageError(
             f"{where}: with pgd_steps above 0, eps and pgd_step_size are fractions such as 8/255; "
             f"with 0 they are empty. Found {recipe.pgd_steps}, {sizes[0]!r}, {sizes[1]!r}."
+        )
+    if recipe.stored_as not in STORED_AS:
+        raise UsageError(
+            f"{where}: stored_as is {', '.join(STORED_AS)}; found {recipe.stored_as!r}."
         )
     if recipe.epochs < 1 or recipe.batch_size < 2 or recipe.lr <= 0 or recipe.weight_decay < 0:
         raise UsageError(
@@ -174,6 +181,8 @@ def train_member(
     torch.backends.cudnn.deterministic = True  # one seed, one result, at some cost on a GPU
     model = initialise(recipe, lambda: build(recipe.constructor))
     seconds = train(recipe, model, images, checkpoint=checkpoint, device=device, on_step=on_step)
+    state = stored_state(model, STORED_AS[recipe.stored_as])
+    model.load_state_dict(state)  # what is measured is what is shipped
     card = {
         "name": recipe.name,
         "recipe": asdict(recipe),
@@ -191,7 +200,7 @@ def train_member(
         "precision": "bfloat16 autocast" if uses_bf16(device) else "float32",
         "torch": torch.__version__,
         "license": "MIT",
-        **_store(model, weights),
+        **_store(state, weights),
     }
     write_atomic(card_file, (json.dumps(card, indent=1) + "\n").encode())
     checkpoint.unlink(missing_ok=True)
@@ -228,11 +237,23 @@ def evaluate(model: nn.Module, test: Images, device: torch.device) -> dict[str, 
     }
 
 
-def _store(model: nn.Module, path: Path) -> dict[str, Any]:
+def stored_state(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The state dict as a member keeps it: kernels and matrices in `dtype`, on the CPU.
+
+    Buffers and vectors (BatchNorm, biases) stay as they are: they are small, and a variance may
+    leave float16's range.
+    """
+    large = {key for key, p in model.named_parameters() if p.ndim > 1}
+    return {
+        key: value.detach().to("cpu", dtype if key in large else value.dtype).contiguous()
+        for key, value in model.state_dict().items()
+    }
+
+
+def _store(state: dict[str, torch.Tensor], path: Path) -> dict[str, Any]:
     """Write the weights; returns the card's facts about the file."""
     from safetensors.torch import save
 
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     write_atomic(path, save(state))
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 

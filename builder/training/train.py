@@ -36,7 +36,10 @@ CHECKPOINT_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained. `pgd_steps` 0: standard training, and no `eps`."""
+    """How one model is trained. `pgd_steps` 0: standard training, and no `eps`.
+
+    `stored_as`, float32 or float16: the precision its weights are kept in.
+    """
 
     name: str
     constructor: str
@@ -50,6 +53,7 @@ class Recipe:
     pgd_steps: int = 0
     eps: str = ""
     pgd_step_size: str = ""
+    stored_as: str = "float32"
 
     @property
     def robust(self) -> bool:
