@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from builder import networks, schema
 from builder.errors import BuilderError, UsageError
-from builder.first_layer import attack, measure_response, responses
+from builder.first_layer import measure_response, responses
 from builder.first_layer.photographs import natural_images
+from builder.pgd import ascend
 from builder.sources.constructors import construct
 
 EPS = 8 / 255
@@ -268,7 +269,9 @@ def attacked(model: nn.Module, steps: int = 5, eps: float = EPS) -> tuple[Tensor
     start = x + eps * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    return x, labels, attack(model, x, labels, start.clamp(0, 1), eps=eps, steps=steps)
+    size = 2.5 * eps / steps
+    start = start.clamp(0, 1)
+    return x, labels, ascend(model, x, labels, start, eps=eps, step_size=size, steps=steps)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ SHARED = {
     "write", "card", "sample",
 }  # fmt: skip
 BUILD = {
-    "sources", "trace", "extract", "measure", "first_layer", "networks", "plan",
+    "sources", "trace", "extract", "measure", "pgd", "first_layer", "networks", "plan",
     "histograms", "workspace", "ahead", "build", "finish",
     "training",
 }  # fmt: skip

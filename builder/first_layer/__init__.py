@@ -127,6 +127,8 @@ def _perturb_and_run(
     """Inputs and first-layer features of the images, `clean`, `random` and `pgd`, on the CPU."""
     import torch
 
+    from builder.pgd import ascend
+
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, images.shape, generator=generator) * 2.0 - 1
     starts = torch.rand(images.shape, generator=generator) * 2 - 1
@@ -140,7 +142,9 @@ def _perturb_and_run(
             raise ValueError(f"expected logits (n, k), k > 1, found {tuple(logits.shape)}")
         random = (x + eps * sign).clamp(0, 1)
         start = (x + eps * start).clamp(0, 1)
-        pgd = attack(forward, x, logits.argmax(1), start, eps=eps, steps=steps)
+        pgd = ascend(
+            forward, x, logits.argmax(1), start, eps=eps, step_size=2.5 * eps / steps, steps=steps
+        )
         for kind, batch, found in (
             ("clean", x, clean),
             ("random", random, first_features(model, forward, random)[0]),
@@ -175,40 +179,6 @@ def _forward(model: nn.Module) -> Forward:
         torch.tensor(expected[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std")
     )
     return lambda x: model((x - mean) / std)
-
-
-def attack(
-    forward: Forward, x: Tensor, labels: Tensor, start: Tensor, *, eps: float, steps: int
-) -> Tensor:
-    """Linf PGD from `start`, ascending the cross-entropy against `labels`.
-
-    Args:
-        forward: images in [0, 1] -> logits (n, k).
-        x: clean images, float32 (n, 3, h, w).
-        labels: int64 (n,).
-        start: first iterate, of the shape of x.
-        eps: radius; a step is 2.5 eps / steps.
-        steps: number of gradient steps.
-
-    Returns:
-        The last iterate, inside [0, 1] and the ball.
-    """
-    import torch
-
-    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-    adversarial = start
-    for _ in range(steps):
-        adversarial = adversarial.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = forward(adversarial)
-            own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-            # Cross-entropy is softplus of this margin: the sign of the gradient is the same, but
-            # it does not vanish in float32 where the model is very sure.
-            margin = logits.masked_fill(own, -torch.inf).logsumexp(1).sum() - logits[own].sum()
-        (gradient,) = torch.autograd.grad(margin, adversarial)
-        adversarial = adversarial.detach() + 2.5 * eps / steps * gradient.sign()
-        adversarial = torch.minimum(torch.maximum(adversarial, low), high)
-    return adversarial
 
 
 def responses(

@@ -1,4 +1,4 @@
-"""Projected gradient descent in the Linf ball (Madry et al., 2018), and accuracy under it."""
+"""The attacks that networks are trained against and evaluated under, and accuracy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from builder.pgd import ascend
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,16 @@ def perturb(
     The model stays in the mode it is in; gradients reach the images only, not the parameters.
     The random start comes from torch's global generator.
     """
-    low, high = (x - attack.eps).clamp(min=0), (x + attack.eps).clamp(max=1)
-    adversarial = x + torch.empty_like(x).uniform_(-attack.eps, attack.eps)
-    adversarial = adversarial.clamp(0, 1)
-    for _ in range(attack.steps):
-        adversarial.requires_grad_()
-        with torch.enable_grad(), autocast(x.device, bf16):
-            # A sum: the sign of an image's gradient then does not depend on the batch.
-            loss = F.cross_entropy(model(adversarial).float(), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adversarial)
-        adversarial = adversarial.detach() + attack.step_size * gradient.sign()
-        adversarial = torch.minimum(torch.maximum(adversarial, low), high)
-    return adversarial
+    start = (x + torch.empty_like(x).uniform_(-attack.eps, attack.eps)).clamp(0, 1)
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(images.device, bf16):
+            logits: Tensor = model(images)
+        return logits.float()
+
+    return ascend(
+        forward, x, y, start, eps=attack.eps, step_size=attack.step_size, steps=attack.steps
+    )
 
 
 def accuracy(
