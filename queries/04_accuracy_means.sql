@@ -6,27 +6,11 @@
 with measured as (
     select
         p.dataset,
-        'standard' as kind,
-        'clean_acc' as metric,
-        s.clean_acc as accuracy
-    from pairs as p
-    inner join models as s on p.standard_model_id = s.model_id
-    union all
-    select
-        p.dataset,
-        'robust' as kind,
-        'clean_acc' as metric,
-        r.clean_acc as accuracy
-    from pairs as p
-    inner join models as r on p.robust_model_id = r.model_id
-    union all
-    select
-        p.dataset,
-        'robust' as kind,
-        'autoattack_acc' as metric,
-        r.autoattack_acc as accuracy
-    from pairs as p
-    inner join models as r on p.robust_model_id = r.model_id
+        p.kind,
+        unnest(['clean_acc', 'autoattack_acc']) as metric,
+        unnest([m.clean_acc, m.autoattack_acc]) as accuracy
+    from members as p
+    inner join models as m on p.model_id = m.model_id
 ),
 
 averaged as (
@@ -37,6 +21,7 @@ averaged as (
         count(accuracy) as pairs,
         avg(accuracy) as accuracy
     from measured
+    where kind = 'robust' or metric = 'clean_acc'
     group by all
 )
 

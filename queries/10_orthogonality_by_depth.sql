@@ -3,23 +3,7 @@
 -- paper: plots/metrics_normal_vs_robust.pdf
 -- expect: robust above standard beyond the first convolution
 -- note: One value per (depth bin, pair member). `difference` is the largest of the seven statistics.
-with members as (
-    select
-        dataset,
-        'robust' as kind,
-        robust_model_id as pair,
-        robust_model_id as model_id
-    from pairs
-    union all
-    select
-        dataset,
-        'standard' as kind,
-        robust_model_id as pair,
-        standard_model_id as model_id
-    from pairs
-),
-
-per_member as (
+with per_member as (
     select
         m.dataset,
         m.kind,
@@ -38,33 +22,9 @@ boxes as (
         dataset,
         kind,
         depth_bin,
-        count(*) as n_points,
-        quantile_cont(value, 0.25) as q1,
-        quantile_cont(value, 0.5) as median,
-        quantile_cont(value, 0.75) as q3,
-        avg(value) as mean
+        box(list(value)) as box
     from per_member
     where value is not null
-    group by all
-),
-
-fences as (
-    select
-        *,
-        q1 - 1.5 * (q3 - q1) as low_fence,
-        q3 + 1.5 * (q3 - q1) as high_fence
-    from boxes
-),
-
--- A whisker reaches the last value inside the fence, and never into the box.
-whiskers as (
-    select
-        b.*,
-        min(m.value) filter (where m.value >= b.low_fence) as low,
-        max(m.value) filter (where m.value <= b.high_fence) as high,
-        count(*) filter (where m.value < b.low_fence or m.value > b.high_fence) as n_outliers
-    from fences as b
-    inner join per_member as m using (dataset, kind, depth_bin)
     group by all
 ),
 
@@ -81,29 +41,21 @@ published as (
 )
 
 select
-    w.dataset,
-    w.depth_bin,
-    w.kind,
-    w.n_points,
-    least(w.low, w.q1) as whisker_low,
-    w.q1,
-    w.median,
-    w.q3,
-    greatest(w.high, w.q3) as whisker_high,
-    w.n_outliers,
+    b.dataset,
+    b.depth_bin,
+    b.kind,
+    b.box.n_points,
+    b.box.whisker_low,
+    b.box.q1,
+    b.box.median,
+    b.box.q3,
+    b.box.whisker_high,
+    b.box.n_outliers,
     p.box['median'] as published_median,
-    w.mean,
+    b.box.mean,
     p.box['mean'] as published,
-    greatest(
-        abs(whisker_low - p.box['whisker_low']),
-        abs(w.q1 - p.box['q1']),
-        abs(w.median - p.box['median']),
-        abs(w.q3 - p.box['q3']),
-        abs(whisker_high - p.box['whisker_high']),
-        abs(w.mean - p.box['mean']),
-        abs(w.n_outliers - p.box['n_outliers'])
-    ) as difference,
+    box_difference(b.box, p.box) as difference,
     difference <= p.precision as within
-from whiskers as w
+from boxes as b
 left join published as p using (dataset, kind, depth_bin)
-order by w.dataset, w.depth_bin, w.kind
+order by b.dataset, b.depth_bin, b.kind

@@ -5,24 +5,13 @@
 -- note: Symmetric KL of the coefficient histograms on the full basis, weighted by explained variance.
 --       Standard models once per pair (`pairs`) or each model once (`distinct`); both are published.
 --       Published bins also span models outside the study, hence the precision of 1 %.
-with members as (
+with readings as (
     select
         'pairs' as reading,
         dataset,
-        'robust' as kind,
-        robust_model_id as model_id
-    from pairs
-    union all
-    select
-        'pairs' as reading,
-        dataset,
-        'standard' as kind,
-        standard_model_id as model_id
-    from pairs
-),
-
-readings as (
-    select * from members
+        kind,
+        model_id
+    from members
     union all
     select distinct
         'distinct' as reading,
@@ -39,44 +28,34 @@ counted as (
         m.kind,
         h.component,
         h.bin,
-        sum(h.n)::double as n
+        sum(h.n) as n
     from readings as m
     inner join histograms as h on m.model_id = h.model_id
     group by all
 ),
 
--- An empty bin becomes float32 epsilon once the group is summed, never before.
-filled as (
+per_component as (
     select
-        * exclude (n),
-        if(n = 0, 1.1920928955078125e-07, n) as n
+        reading,
+        dataset,
+        component,
+        divergence(
+            list(n order by bin) filter (where kind = 'robust'),
+            list(n order by bin) filter (where kind = 'standard')
+        ) as divergence
     from counted
-    qualify sum(n) over (partition by reading, dataset, kind, component) > 0
-),
-
-shares as (
-    select
-        * exclude (n),
-        n / sum(n) over (partition by reading, dataset, kind, component) as share
-    from filled
+    group by all
 ),
 
 divergences as (
     select
-        r.reading,
-        r.dataset,
-        sum(w.explained_variance_ratio * (r.share - s.share) * ln(r.share / s.share)) as divergence
-    from shares as r
-    inner join shares as s
-        on
-            r.kind = 'robust'
-            and s.kind = 'standard'
-            and r.reading = s.reading
-            and r.dataset = s.dataset
-            and r.component = s.component
-            and r.bin = s.bin
-    inner join pca as w on w.basis = 'full' and w.weights = 'folded' and r.component = w.component
+        c.reading,
+        c.dataset,
+        sum(w.explained_variance_ratio * c.divergence) as divergence
+    from per_component as c
+    inner join pca as w on w.basis = 'full' and w.weights = 'folded' and c.component = w.component
     group by all
+    having divergence is not null
 )
 
 select

@@ -3,65 +3,41 @@
 -- paper: plots/divergence_by_depth.pdf; pca.ipynb cell 43
 -- expect: bins 0, 9 and 10 far above the others on CIFAR
 -- note: Depth bin 0 is the first convolution, which ImageNet models have as 7x7: none there.
-with members as (
-    select
-        dataset,
-        'robust' as kind,
-        robust_model_id as model_id
-    from pairs
-    union all
-    select
-        dataset,
-        'standard' as kind,
-        standard_model_id as model_id
-    from pairs
-),
-
-counted as (
+with counted as (
     select
         m.dataset,
         h.depth_bin,
         m.kind,
         h.component,
         h.bin,
-        sum(h.n)::double as n
+        sum(h.n) as n
     from members as m
     inner join histograms as h on m.model_id = h.model_id
     group by all
 ),
 
--- An empty bin becomes float32 epsilon once the group is summed, never before.
-filled as (
+per_component as (
     select
-        * exclude (n),
-        if(n = 0, 1.1920928955078125e-07, n) as n
+        dataset,
+        depth_bin,
+        component,
+        divergence(
+            list(n order by bin) filter (where kind = 'robust'),
+            list(n order by bin) filter (where kind = 'standard')
+        ) as divergence
     from counted
-    qualify sum(n) over (partition by dataset, depth_bin, kind, component) > 0
-),
-
-shares as (
-    select
-        * exclude (n),
-        n / sum(n) over (partition by dataset, depth_bin, kind, component) as share
-    from filled
+    group by all
 ),
 
 divergences as (
     select
-        r.dataset,
-        r.depth_bin,
-        sum(w.explained_variance_ratio * (r.share - s.share) * ln(r.share / s.share)) as divergence
-    from shares as r
-    inner join shares as s
-        on
-            r.kind = 'robust'
-            and s.kind = 'standard'
-            and r.dataset = s.dataset
-            and r.depth_bin = s.depth_bin
-            and r.component = s.component
-            and r.bin = s.bin
-    inner join pca as w on w.basis = 'full' and w.weights = 'folded' and r.component = w.component
+        c.dataset,
+        c.depth_bin,
+        sum(w.explained_variance_ratio * c.divergence) as divergence
+    from per_component as c
+    inner join pca as w on w.basis = 'full' and w.weights = 'folded' and c.component = w.component
     group by all
+    having divergence is not null
 )
 
 select

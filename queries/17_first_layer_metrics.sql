@@ -3,24 +3,8 @@
 -- paper: plots/metrics_normal_vs_robust.pdf, plots/entropy_normal_vs_robust.pdf, first bins
 -- expect: sparsity of robust above standard, variance entropy below
 -- note: Mean over pairs of the first convolution, so none on ImageNet (7x7 there).
-with members as (
-    select
-        dataset,
-        'robust' as kind,
-        robust_model_id as pair,
-        robust_model_id as model_id
-    from pairs
-    union all
-    select
-        dataset,
-        'standard' as kind,
-        robust_model_id as pair,
-        standard_model_id as model_id
-    from pairs
-),
-
 -- An ensemble has one first convolution per member: each model gets one value, as in the depth figures.
-per_member as (
+with per_member as (
     select
         m.dataset,
         m.kind,

@@ -3,7 +3,8 @@
 -- paper: first-layer figures (pictures of one model; no number is published)
 -- expect: ratio below 1: less passes the robust first layer than the standard one
 -- note: Our measure: relative change behind the activation (post) or before it (pre) over that of the
---       input. An ensemble's first convolutions are averaged.
+--       input; activation_pass: the share of the change that the activation lets through. An
+--       ensemble's first convolutions are averaged.
 with per_model as (
     select
         model_id,
@@ -11,7 +12,8 @@ with per_model as (
         max(eps) as eps,
         max(n_images) as n_images,
         avg(response_pre) as pre,
-        avg(response_post) as post
+        avg(response_post) as post,
+        avg(activation_pass) as activation_pass
     from first_layer
     where out_channel is null
     group by model_id, perturbation
@@ -29,6 +31,8 @@ select
     r.pre as robust_pre,
     s.post as standard_post,
     r.post as robust_post,
+    s.activation_pass as standard_activation_pass,
+    r.activation_pass as robust_activation_pass,
     r.post / nullif(s.post, 0) as ratio
 from pairs as p
 inner join per_model as r on p.robust_model_id = r.model_id

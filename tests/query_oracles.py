@@ -423,6 +423,8 @@ def first_layer_response(world: World) -> pd.DataFrame:
                     "robust_pre": r.response_pre,
                     "standard_post": s.response_post,
                     "robust_post": r.response_post,
+                    "standard_activation_pass": s.activation_pass,
+                    "robust_activation_pass": r.activation_pass,
                     "ratio": r.response_post / s.response_post,
                 }
             )
