@@ -1,9 +1,11 @@
-"""The generated parts of README.md: `python -m builder.docs` renews them, `--check` compares."""
+"""The generated parts of the READMEs: `python -m builder.docs` renews them, `--check` compares."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import builder.cli  # noqa: F401  registers the commands
@@ -11,6 +13,7 @@ from builder import schema
 from builder.cli.app import app, bench
 from builder.release import project_file
 from builder.sql import catalog
+from builder.training.members import read_recipes, zoo_folder
 
 PACKAGE = Path(__file__).parent
 
@@ -58,30 +61,66 @@ def code() -> str:
     return "\n".join(lines) + "\n"
 
 
-PARTS = {"commands": commands, "tables": tables, "queries": catalog.readme_index, "code": code}
+def members() -> str:
+    """Every member of the mini zoo, as its card says, in the order of the recipes."""
+    lines = [
+        "| member | clean % | PGD-20 % | epochs | weight decay | minutes | stored as |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe in read_recipes():
+        file = zoo_folder() / f"{recipe.name}.json"
+        if not file.exists():
+            continue
+        card = json.loads(file.read_bytes())
+        cells = (
+            recipe.name,
+            f"{card['clean_acc']:.2f}",
+            f"{card['pgd20_acc']:.2f}",
+            recipe.epochs,
+            f"{recipe.weight_decay:.4f}",
+            round(card["training_seconds"] / 60),
+            recipe.stored_as,
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
 
 
-def render(text: str) -> str:
-    """README with every generated part fresh."""
-    for name, part in PARTS.items():
+Parts = dict[str, Callable[[], str]]
+
+PAGES: dict[Path, Parts] = {
+    project_file("README.md"): {
+        "commands": commands,
+        "tables": tables,
+        "queries": catalog.readme_index,
+        "code": code,
+    },
+    zoo_folder() / "README.md": {"members": members},
+}
+"""Every page with generated parts: name of a part -> what renders it."""
+
+
+def render(text: str, parts: Parts) -> str:
+    """A page with every generated part fresh."""
+    for name, part in parts.items():
         start, end = f"<!-- {name}:start -->\n", f"<!-- {name}:end -->"
         before, found, rest = text.partition(start)
         _, closed, after = rest.partition(end)
-        assert found and closed, f"README.md has no part {name}"
+        assert found and closed, f"the page has no part {name}"
         text = before + start + part() + end + after
     return text
 
 
 def main() -> int:
-    path = project_file("README.md")
-    text = path.read_text(encoding="utf-8")
-    fresh = render(text)
-    if "--check" in sys.argv[1:]:
-        if fresh != text:
-            sys.stderr.write("README.md is out of date: run `make docs`.\n")
-        return int(fresh != text)
-    path.write_text(fresh, encoding="utf-8")
-    return 0
+    stale = 0
+    for path, parts in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        fresh = render(text, parts)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(fresh, encoding="utf-8")
+        elif fresh != text:
+            sys.stderr.write(f"{path} is out of date: run `make docs`.\n")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -6,20 +6,25 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import builder
 from builder import docs, schema
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_generated_parts_of_the_readme_are_fresh():
-    text = (ROOT / "README.md").read_text()
-    assert docs.render(text) == text
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda p: p.parent.name)
+def test_the_generated_parts_of_a_page_are_fresh(page: Path):
+    text = page.read_text()
+    assert docs.render(text, docs.PAGES[page]) == text
 
 
 def test_a_stale_part_is_renewed():
-    text = (ROOT / "README.md").read_text()
-    assert docs.render(text.replace("| `filters` |", "| `filtres` |")) == text
+    page = ROOT / "README.md"
+    text = page.read_text()
+    stale = text.replace("| `filters` |", "| `filtres` |")
+    assert stale != docs.render(stale, docs.PAGES[page]) == text
 
 
 def test_every_file_the_readme_names_exists():
