@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from conftest import DATA
 from safetensors.torch import load_file
 
+from builder import open_release
 from builder.networks import WideResNet
 from builder.recompute import recompute
 from builder.registry import ModelSpec, load_cohort
@@ -110,6 +113,22 @@ def test_robust_accuracy_is_measured_again(card_file: Path) -> None:
         assert attacked > 20
     else:
         assert attacked < 4
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_a_build_measures(tmp_path: Path) -> None:
+    release = tmp_path / "mini"
+    build = ("build", "--cohort", "mini", "--no-first-layer", "--quiet", "--out", str(release))
+    subprocess.run([sys.executable, "-m", "builder", *build], check=True)
+    models = {m["model_id"]: m for m in open_release(release).table("models").to_pylist()}
+    readme = (zoo_folder() / "README.md").read_text()
+    for pair in open_release(release).table("pairs").to_pylist():
+        sides = [models[pair[f"{side}_model_id"]] for side in ("robust", "standard")]
+        cells = [
+            " / ".join(f"{side[metric]:.{digits}f}" for side in sides)
+            for metric, digits in (("sparsity", 5), ("variance_entropy", 4), ("orthogonality", 4))
+        ]
+        assert f"| {' | '.join([sides[0]['network'], *cells])} |\n" in readme
 
 
 def test_weights_fit_the_repository() -> None:
