@@ -179,7 +179,3 @@ def preact_resnet18_w16() -> PreActResNet:
 
 def wide_resnet_10_2() -> WideResNet:
     return WideResNet(10, 2)
-
-
-def wide_resnet_16_4() -> WideResNet:
-    return WideResNet(16, 4)

@@ -26,7 +26,7 @@ from builder.registry import load_cohort
 from builder.training import train as training
 from builder.training.attack import PGD20, Attack, accuracy, perturb
 from builder.training.images import Images, load_images
-from builder.training.members import counterpart, read_recipes, select, train_member
+from builder.training.members import counterparts, read_recipes, select, train_member
 from builder.training.progress import progress_line
 from builder.training.train import Progress, Recipe, augment, initialise, learning_rate, train
 
@@ -211,6 +211,10 @@ def test_finished_member_is_left_alone_until_forced(tmp_path: Path) -> None:
     with pytest.raises(BuilderError, match="another recipe"):
         train_member(replace(recipe, epochs=2), **options)
     assert train_member(replace(recipe, epochs=2), **options, force=True) != card
+    with pytest.raises(UsageError, match="needs the cifar10 images"):
+        train_member(recipe, **{**options, "data": None}, force=True)
+    with pytest.raises(BuilderError, match="another recipe"):  # it is still there
+        train_member(recipe, **options)
     (tmp_path / "out" / "tiny.safetensors").write_bytes(b"damaged")
     with pytest.raises(BuilderError, match="damaged"):
         train_member(replace(recipe, epochs=2), **options)
@@ -388,13 +392,28 @@ def test_members_are_selected_by_pattern() -> None:
         select(recipes, "nothing")
 
 
-def test_counterpart_of_every_cifar_entry_is_standard() -> None:
-    for spec in load_cohort("paper").models:
-        recipe = counterpart(spec, epochs=2)
-        assert recipe.constructor == spec.constructor
+def test_counterparts_of_the_study_are_its_standard_models() -> None:
+    cohort = load_cohort("paper")
+    standard = {
+        m.model_id: m for m in cohort.models if not m.robust and m.dataset.startswith("cifar")
+    }
+    recipes = counterparts(cohort, "cifar*")
+    assert [r.name for r in recipes if r.name not in standard] == []
+    assert len(recipes) == len(standard)  # each once, though 71 robust models share them
+    for recipe in recipes:
+        assert recipe.constructor == standard[recipe.name].constructor
         assert not recipe.robust
-        assert recipe.epochs == 2
-        assert recipe.name.startswith(f"{spec.dataset}-standard-")
+    with pytest.raises(UsageError, match="not imagenet"):
+        counterparts(cohort, "*")  # before any training, not after days of it
+
+
+def test_counterpart_of_a_model_without_a_partner_has_its_constructor() -> None:
+    cohort = load_cohort("mini")
+    robust = next(m for m in cohort.models if m.robust)
+    alone = replace(cohort, models=(robust,))
+    (recipe,) = counterparts(alone, "*")
+    assert recipe.name == f"cifar10-standard-{robust.standard_network}"
+    assert recipe.constructor == robust.constructor
 
 
 def test_log_has_one_line_an_epoch_with_loss_accuracy_and_time_left(tmp_path: Path) -> None:

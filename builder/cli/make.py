@@ -193,12 +193,12 @@ def train(
 
     from builder.build import resolve_device
     from builder.registry import load_cohort
-    from builder.training.members import counterpart, read_recipes, select, train_members
+    from builder.training.members import counterparts, read_recipes, select, train_members
 
     if target == "mini":
         recipes = select(read_recipes(), only)
     else:
-        recipes = tuple(counterpart(m) for m in load_cohort(cohort).select(target).models)
+        recipes = counterparts(load_cohort(cohort), target)
     where = torch.device(resolve_device(device))
     cards = []
     for card in train_members(

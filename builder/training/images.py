@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from builder.errors import NetworkError, UsageError
 from builder.registry import N_CLASSES
 
-SPLITS = ("train", "test")
 HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 _LABELS = ("label", "fine_label")
 _IMAGES = ("img", "image")
@@ -52,11 +51,7 @@ def load_images(data: str | None, dataset: str, split: str) -> Images:
         UsageError: nothing there, or not that data set.
         NetworkError: the Hub cannot be reached.
     """
-    if dataset not in HUB:
-        raise UsageError(
-            f"training reads {' and '.join(HUB)} only, not {dataset}.",
-            hint="the standard counterparts on ImageNet are timm's own checkpoints.",
-        )
+    check_trainable(dataset)
     if data is None:
         raise UsageError(f"training needs the {dataset} images.", hint=_how_to_get(dataset))
     read = _from_hub if data == "hub" else _from_path
@@ -66,6 +61,15 @@ def load_images(data: str | None, dataset: str, split: str) -> Images:
             f"{data} ({split}): expected labels 0 to {N_CLASSES[dataset] - 1} of {dataset}."
         )
     return images
+
+
+def check_trainable(dataset: str) -> None:
+    """Raises UsageError unless training can read the data set's images."""
+    if dataset not in HUB:
+        raise UsageError(
+            f"training reads {' and '.join(HUB)} only, not {dataset}.",
+            hint="the standard counterparts on ImageNet are timm's own checkpoints.",
+        )
 
 
 def _how_to_get(dataset: str) -> str:

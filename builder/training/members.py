@@ -23,19 +23,20 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from builder import schema
 from builder.errors import BuilderError, UsageError
-from builder.registry import ModelSpec
+from builder.registry import Cohort
 from builder.release import file_sha256, write_atomic
 from builder.sources.constructors import construct
 from builder.training.attack import PGD20, accuracy
-from builder.training.images import Images, load_images
+from builder.training.images import Images, check_trainable, load_images
 from builder.training.progress import progress_line
 from builder.training.train import Progress, Recipe, initialise, train, uses_bf16
 
 ATTACKED_IMAGES = 2000
 """Test images, from the first, that `pgd20_acc` is measured on."""
 
-COUNTERPART = {
+COUNTERPART: dict[str, Any] = {
     "epochs": 30,
     "batch_size": 128,
     "lr": 0.1,
@@ -130,21 +131,30 @@ def select(recipes: tuple[Recipe, ...], only: str | None) -> tuple[Recipe, ...]:
     return chosen
 
 
-def counterpart(spec: ModelSpec, **changes: Any) -> Recipe:
-    """The recipe of a cohort entry's standard counterpart: same constructor, no attack.
+def counterparts(cohort: Cohort, pattern: str) -> tuple[Recipe, ...]:
+    """Recipes of the standard members that the selected models stand beside, each once.
 
-    Args:
-        spec: the cohort's entry, robust or standard.
-        changes: fields of `Recipe` to use instead of `COUNTERPART`'s.
+    A robust model is trained again without the attack: as the partner that the cohort lists, or,
+    where it lists none, with its own constructor.
+
+    Raises:
+        UsageError: the pattern matches no model, or one whose images cannot be read.
     """
-    network = spec.standard_network or spec.network
-    return Recipe(
-        name=f"{spec.dataset}-standard-{network}",
-        constructor=spec.constructor,
-        architecture=spec.architecture,
-        dataset=spec.dataset,
-        **{**COUNTERPART, **changes},
-    )
+    partner = {robust.model_id: standard for robust, standard in cohort.pairs}
+    recipes: dict[str, Recipe] = {}
+    for chosen in cohort.select(pattern).models:
+        spec = partner.get(chosen.model_id, chosen)
+        check_trainable(spec.dataset)
+        name = schema.model_id(spec.dataset, False, spec.standard_network or spec.network)
+        recipe = Recipe(
+            name=name,
+            constructor=spec.constructor,
+            architecture=spec.architecture,
+            dataset=spec.dataset,
+            **COUNTERPART,
+        )
+        recipes.setdefault(name, recipe)
+    return tuple(recipes.values())
 
 
 def train_member(
@@ -159,8 +169,8 @@ def train_member(
 ) -> dict[str, Any]:
     """Train one recipe to `out/NAME.safetensors` and its card; returns the card.
 
-    Resumes from `out/NAME.checkpoint`. A finished member with the same recipe is left alone,
-    unless `force`.
+    Resumes from `out/NAME.checkpoint`. A finished member with the same recipe is left alone;
+    with `force` it is trained again and replaced once that is done.
 
     Args:
         data: see `builder.training.images.load_images`.
@@ -171,10 +181,7 @@ def train_member(
     """
     weights, card_file = out / f"{recipe.name}.safetensors", out / f"{recipe.name}.json"
     checkpoint = out / f"{recipe.name}.checkpoint"
-    if force:
-        for file in (card_file, weights, checkpoint):
-            file.unlink(missing_ok=True)
-    if card_file.exists():
+    if card_file.exists() and not force:
         return _finished(card_file, recipe)
     images = load_images(data, recipe.dataset, "train")
     test = load_images(data, recipe.dataset, "test")
