@@ -251,6 +251,7 @@ class FilterWriter:
 
     def _encode(self) -> None:
         """Thread: row groups from the queue to the file. After a failure it only drains."""
+        columns: list[NDArray[Any]] | None = []  # None: the last has been taken
         try:
             with pq.ParquetWriter(
                 self._sink,
@@ -270,8 +271,8 @@ class FilterWriter:
                     writer.write_batch(batch, row_group_size=ROWS_PER_GROUP)
         except BaseException as e:  # handed to the thread that appends, which raises it
             self._error = e
-            while self._queue.get() is not None:
-                pass
+            while columns is not None:  # closing fails behind the last
+                columns = self._queue.get()
 
     def _batch(self, columns: list[NDArray[Any]]) -> pa.RecordBatch:
         n = len(columns[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,29 @@ def test_a_failure_of_the_encoder_reaches_the_caller(tmp_path: Path, monkeypatch
     monkeypatch.setattr(write._HashingFile, "write", full)
     with pytest.raises(OSError, match="No space left"):
         filters(tmp_path / "f.parquet", *[(1024, 600)] * 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_footer_does_not_hang(tmp_path: Path, monkeypatch):
+    write_all = write._HashingFile.write
+
+    def full(sink: write._HashingFile, data: bytes) -> int:
+        if sink.bytes and bytes(data).endswith(b"PAR1"):
+            raise OSError(28, "No space left on device")
+        return write_all(sink, data)
+
+    monkeypatch.setattr(write._HashingFile, "write", full)
+    raised: list[str] = []
+
+    def work() -> None:
+        with pytest.raises(OSError, match="No space left") as e:
+            filters(tmp_path / "f.parquet", (4, 3))
+        raised.append(str(e.value))
+
+    worker = threading.Thread(target=work, daemon=True)  # its encoder is a daemon, too
+    worker.start()
+    worker.join(10)
+    assert len(raised) == 1
     assert list(tmp_path.iterdir()) == []
 
 
