@@ -190,11 +190,24 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_file_that_fails_its_check_is_removed(server: FileServer, tmp_path: Path) -> None:
     def check(path: Path) -> str:
-        raise BuilderError("not this one")
+        raise digests.WrongContent("not this one")
 
     with pytest.raises(BuilderError, match="not this one"):
         download(server.url + PATH, tmp_path / "w.pt", check=check)
     assert left(tmp_path) == []
+
+
+def test_a_check_that_fails_for_other_reasons_keeps_what_arrived(
+    server: FileServer, tmp_path: Path
+) -> None:
+    def check(path: Path) -> str:
+        raise BuilderError("cannot write the lock file")
+
+    with pytest.raises(BuilderError, match="cannot write the lock file"):
+        download(server.url + PATH, tmp_path / "w.pt", check=check)
+    assert (tmp_path / "w.pt.part").read_bytes() == DATA
+    get(server, tmp_path)
+    assert server.ranges_asked() == [None, f"bytes={len(DATA)}-"]  # asked for nothing it had
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(server: FileServer, tmp_path: Path) -> None:
@@ -272,6 +285,12 @@ def test_digests_are_locked_once_and_enforced(tmp_path: Path) -> None:
     assert second in str(error.value)
     assert "checkpoints.lock" in error.value.hint
     assert left(lock.parent) == ["checkpoints.lock"]
+
+
+def test_an_address_with_a_space_can_be_read_back(tmp_path: Path) -> None:
+    lock = tmp_path / "checkpoints.lock"
+    digests.enforce(lock, "https://a.org/my net.pt", "a" * 64, 1)
+    assert digests.read_lock(lock) == {"https://a.org/my net.pt": ("a" * 64, 1)}
 
 
 def test_locking_from_many_threads_loses_no_line(tmp_path: Path) -> None:

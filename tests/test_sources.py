@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import gzip
 import io
 import os
 import pickle
@@ -11,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -418,6 +421,19 @@ def test_any_url(server: FileServer, tmp_path: Path) -> None:
     assert sources.describe(model) == sources.Source("http", model.checkpoint)
 
 
+@pytest.mark.parametrize("space", [" ", "\t", "\u2028"])
+def test_a_url_with_white_space_is_locked_as_it_goes_over_the_wire(
+    server: FileServer, tmp_path: Path, space: str
+) -> None:
+    wanted = random_state(Tiny())
+    server.files[f"/my{quote(space)}net.pt"] = torch_bytes(wanted)
+    server.files["/other.pt"] = torch_bytes(wanted)
+    assert agree(load(spec(f"{server.url}/my{space}net.pt"), tmp_path), wanted)
+    assert agree(load(spec(f"{server.url}/other.pt"), tmp_path), wanted)  # reads the lock
+    locked = digests.read_lock(tmp_path / "checkpoints.lock")
+    assert list(locked) == [f"{server.url}/my{quote(space)}net.pt", f"{server.url}/other.pt"]
+
+
 def test_the_embedded_default_needs_no_network_and_is_never_deleted(tmp_path: Path) -> None:
     (model,) = (m for m in load_cohort("mini").models if m.checkpoint.startswith("embedded:pyauto"))
     fetched = fetch(model, tmp_path)
@@ -503,6 +519,42 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(server: FileServer, tmp_pa
     model = spec(f"{server.url}/w.pt")
     fetch(model, tmp_path).files[0].write_bytes(b"rot")
     assert agree(load(model, tmp_path), wanted)
+
+
+@pytest.mark.parametrize("damage", ["damaged", "unreadable", "unwritable"])
+def test_a_good_cached_file_outlives_trouble_with_the_lock(
+    server: FileServer, tmp_path: Path, damage: str
+) -> None:
+    server.files["/w.pt"] = torch_bytes(random_state(Tiny()))
+    model = spec(f"{server.url}/w.pt")
+    (path,) = fetch(model, tmp_path).files
+    lock = tmp_path / "checkpoints.lock"
+    if damage == "damaged":
+        lock.write_text("nonsense\n")
+    elif damage == "unreadable":
+        lock.write_bytes(b"\xff\xfe")
+    else:
+        lock = tmp_path / "checkpoints.lock" / "in" / "the.lock"  # a file is in its folder's place
+    with pytest.raises(BuilderError, match="line 1 is damaged|the lock file"):
+        sources.fetch(model, cache=tmp_path / "cache", checkpoints=None, lock=lock)
+    assert path.exists()
+    assert len(server.log) == 1
+
+
+def test_a_full_temporary_folder_costs_no_cached_file(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/w.pt"] = gzip.compress(torch_bytes(random_state(Tiny())))
+    model = spec(f"{server.url}/w.pt")
+    (path,) = fetch(model, tmp_path).files
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(BuilderError, match="No space left"):
+        fetch(model, tmp_path)
+    assert path.exists()
 
 
 @pytest.mark.parametrize("cut", [0, 100, 3000])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.errors import BuilderError, NetworkError, UsageError
+from builder.errors import NetworkError, UsageError
 from builder.registry import ModelSpec
 from builder.release import file_sha256
 from builder.sources import digests
@@ -169,7 +169,7 @@ def _fetch_one(remote: Remote, path: Path, lock: Path, progress: Progress | None
     if path.exists():
         try:
             return _check(path, remote.address, lock)
-        except BuilderError:
+        except digests.WrongContent:
             path.unlink()  # damaged in the cache, or of another lock: ask its source again
     return download(
         remote.url,

@@ -171,7 +171,8 @@ def _hf(rest: str) -> Address:
 
 def _http(scheme: str) -> Callable[[str], Address]:
     def parse(rest: str) -> Address:
-        url = f"{scheme}:{rest}"
+        # As it goes over the wire, and as a line of the lock can hold it.
+        url = re.sub(r"\s", lambda space: quote(space[0]), f"{scheme}:{rest}")
         parts = urlsplit(url)
         name = PurePosixPath(parts.path).name
         if not parts.hostname:

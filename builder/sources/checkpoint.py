@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from builder.errors import BuilderError
+from builder.sources.digests import WrongContent
 from builder.sources.formats import (
     MAX_HEADER_BYTES,
     Extents,
@@ -82,7 +83,8 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
         name: what messages call the file, if not by its path.
 
     Raises:
-        BuilderError: unreadable, truncated, of no known format, or a pickle that would run code.
+        WrongContent: truncated, of no known format, or a pickle that would run code.
+        BuilderError: a file that cannot be read.
     """
     name = name or str(path)
     try:
@@ -95,7 +97,7 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
             start = 0
         tree, extents = _read(memory, start, end, name)
     except Malformed as e:
-        raise BuilderError(
+        raise WrongContent(
             f"{name} is no usable checkpoint: {e}; {_EXPECTED}.",
             hint="if it was downloaded, delete it and fetch it again.",
         ) from None

@@ -13,7 +13,11 @@ from pathlib import Path
 from builder.errors import BuilderError, UsageError
 from builder.release import write_atomic
 
-_LINE = re.compile(r"([0-9a-f]{64}) (\d+) (\S+)")
+_LINE = re.compile(r"([0-9a-f]{64}) (\d+) (.+)")
+
+
+class WrongContent(BuilderError):
+    """A file that is damaged, hostile or not the one locked: a download to delete and repeat."""
 
 
 def read_lock(lock: Path) -> dict[str, tuple[str, int]]:
@@ -40,9 +44,9 @@ def read_lock(lock: Path) -> dict[str, tuple[str, int]]:
     return locked
 
 
-def changed(address: str, lock: Path, locked: str, found: str) -> BuilderError:
+def changed(address: str, lock: Path, locked: str, found: str) -> WrongContent:
     """The error for a file that is not the one whose digest was locked."""
-    return BuilderError(
+    return WrongContent(
         f"{address} is not the file it was: its sha256 is {found}, locked is {locked}.",
         hint=f"if you know the new file to be good, delete the line of this address from {lock} "
         "and build again; otherwise get the original file back.",
@@ -55,7 +59,8 @@ def enforce(lock: Path, address: str, sha256: str, size: int) -> None:
     Safe beside other processes and threads that lock other addresses.
 
     Raises:
-        BuilderError: another digest is locked, or the lock file cannot be written.
+        WrongContent: another digest is locked.
+        BuilderError: the lock file cannot be read or written.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 from builder.errors import BuilderError, NetworkError
 from builder.sources import webpage
+from builder.sources.digests import WrongContent
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -60,14 +61,16 @@ def download(
 
     Args:
         check: called with the whole file before it gets its name; returns its digest, raises
-            BuilderError for one that is not what was asked for.
+            WrongContent for one that is not what was asked for.
         headers: added to every request to the url's own host (a token, say).
         pause: sleeps between attempts.
 
     Raises:
         NetworkError: unreachable, refused, a web page instead of the file, or no progress in
             `ATTEMPTS` attempts. The part that arrived stays for the next run.
-        BuilderError: wrong content or digest (removed), a full disk or a read-only folder.
+        WrongContent: wrong content or digest; the file is removed.
+        BuilderError: a full disk, a read-only folder, or what else `check` raises; what arrived
+            stays for the next run.
     """
     import requests
 
@@ -85,7 +88,7 @@ def download(
             os.fsync(out.fileno())
             try:
                 digest = check(part)
-            except BuilderError:
+            except WrongContent:
                 part.unlink(missing_ok=True)
                 _validator_file(path).unlink(missing_ok=True)
                 raise

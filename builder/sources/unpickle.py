@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from builder.errors import BuilderError
+from builder.sources.digests import WrongContent
 
 MAX_BYTES = 32 << 20
 """Largest pickle that is read; that of a 1 GB checkpoint has about 0.1 MB."""
@@ -254,7 +254,7 @@ class _Unpickler(pickle.Unpickler):
         if full in self._allowed:
             return self._allowed[full]
         if runs_code(module, name):
-            raise BuilderError(
+            raise WrongContent(
                 f"{self._where}: refused. Loading this checkpoint asks for {full!r}, which can run "
                 "code; weights never need it. Nothing was run.",
                 hint="do not open this file with torch.load or pickle; get the weights from a "
@@ -308,12 +308,12 @@ def load(data: bytes, where: str, storage: Callable[[tuple[Any, ...]], Any]) -> 
 
     Raises:
         Malformed: no pickle that a checkpoint may hold.
-        BuilderError: the pickle names a global that exists to run code.
+        WrongContent: the pickle names a global that exists to run code.
     """
     scan(data)
     try:
         return _Unpickler(data, where, storage).load()
-    except (Malformed, BuilderError):
+    except (Malformed, WrongContent):
         raise
     except (
         pickle.UnpicklingError,
