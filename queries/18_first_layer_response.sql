@@ -4,19 +4,19 @@
 -- expect: ratio below 1: less passes the robust first layer than the standard one
 -- note: Our measure: relative change behind the activation (post) or before it (pre) over that of the
 --       input; activation_pass: the share of the change that the activation lets through. An
---       ensemble's first convolutions are averaged.
+--       ensemble's first convolutions are averaged. Pairs measured at different eps are left out.
 with per_model as (
     select
         model_id,
         perturbation,
-        max(eps) as eps,
+        eps,
         max(n_images) as n_images,
         avg(response_pre) as pre,
         avg(response_post) as post,
         avg(activation_pass) as activation_pass
     from first_layer
     where out_channel is null
-    group by model_id, perturbation
+    group by model_id, perturbation, eps
 )
 
 select
@@ -36,5 +36,6 @@ select
     r.post / nullif(s.post, 0) as ratio
 from pairs as p
 inner join per_model as r on p.robust_model_id = r.model_id
-inner join per_model as s on p.standard_model_id = s.model_id and r.perturbation = s.perturbation
+inner join per_model as s
+    on p.standard_model_id = s.model_id and r.perturbation = s.perturbation and r.eps = s.eps
 order by p.dataset, r.perturbation, p.robust_model_id

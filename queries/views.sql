@@ -47,27 +47,28 @@ create or replace macro box(points) as (
         from (select unnest(points) as value) as p
     ),
 
-    inside as (
+    judged as (
         select
-            *,
-            list_filter(
-                points, lambda p: p >= q1 - 1.5 * (q3 - q1) and p <= q3 + 1.5 * (q3 - q1)
-            ) as near
-        from quartiles
+            q.*,
+            p.value,
+            p.value between q.q1 - 1.5 * (q.q3 - q.q1) and q.q3 + 1.5 * (q.q3 - q.q1) as near
+        from (select unnest(points) as value) as p
+        cross join quartiles as q
     )
 
     select
         struct_pack(
-            n_points := len(points),
-            whisker_low := least(list_min(near), q1),
+            n_points := count(*),
+            whisker_low := least(min(value) filter (where near), q1),
             q1 := q1,
             median := median,
             q3 := q3,
-            whisker_high := greatest(list_max(near), q3),
-            n_outliers := len(points) - len(near),
+            whisker_high := greatest(max(value) filter (where near), q3),
+            n_outliers := count(*) filter (where not near),
             mean := mean
         )
-    from inside
+    from judged
+    group by q1, median, q3, mean
 );
 
 -- The largest difference between two boxes; the second one as a map, the way `paper` lists it.

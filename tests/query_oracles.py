@@ -137,7 +137,10 @@ def accuracy_correlation(world: World) -> pd.DataFrame:
 
 @oracle(2)
 def sparsity_overall(world: World) -> pd.DataFrame:
+    pairs = world.tables["pairs"]
+    paired = {*pairs.robust_model_id, *pairs.standard_model_id}
     models = world.tables["models"].assign(kind=lambda m: kind_of(m.robust))
+    models = models[models.model_id.isin(paired)]
     rows = []
     for (dataset, kind), part in [
         *models.groupby(["dataset", "kind"]),

@@ -1,5 +1,5 @@
 -- about: models
--- needs: pairs with known accuracies
+-- needs: pairs with known clean and AutoAttack accuracies
 with per_dataset as (
     select
         dataset,
