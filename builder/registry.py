@@ -51,9 +51,13 @@ class ModelSpec:
 
     @property
     def eps_value(self) -> float:
-        """Linf radius for the first-layer response: the model's own, else that of its data set."""
+        """Linf radius for the first-layer response: the model's own, else that of its data set.
+
+        An eps of another threat model is no such radius: RobustBench's L2 models have 0.5.
+        """
         default = "4/255" if self.dataset == "imagenet" else "8/255"
-        return float(Fraction(self.eps or default))
+        own = self.eps if self.threat_model == "Linf" else None
+        return float(Fraction(own or default))
 
 
 @dataclass(frozen=True)

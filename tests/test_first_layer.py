@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import duckdb
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from builder.errors import BuilderError, UsageError
 from builder.first_layer import measure_response, responses
 from builder.first_layer.photographs import natural_images
 from builder.pgd import ascend
+from builder.release import project_file
 from builder.sources.constructors import construct
 
 EPS = 8 / 255
@@ -332,6 +334,27 @@ def test_the_images_are_the_same_bits_everywhere(size: int, n: int, digest: str)
 
 def test_fewer_images_are_the_first_of_more() -> None:
     assert np.array_equal(natural_images(32, 5), natural_images(32, 30)[:5])
+
+
+# --- the finding --------------------------------------------------------------------------------
+
+
+def test_the_query_compares_a_pair_only_where_both_were_measured_at_one_eps() -> None:
+    db = duckdb.connect()
+    db.execute(
+        "create table pairs as select * from (values ('a', 'one'), ('b', 'one')) "
+        "as p (robust_model_id, standard_model_id), (select 'cifar10' as dataset, "
+        "'Toy' as architecture)"
+    )
+    db.execute(
+        "create table first_layer as select *, null::int as out_channel, 4 as n_images, "
+        "1.0 as response_pre, 1.0 as activation_pass from (values ('a', 8 / 255, 0.5), "
+        "('b', 16 / 255, 0.9), ('one', 8 / 255, 1.0)) as t (model_id, eps, response_post), "
+        "(values ('pgd'), ('random')) as p (perturbation)"
+    )
+    found = db.sql(project_file("queries/18_first_layer_response.sql").read_text())
+    rows = found.project("robust_model_id, perturbation, eps, ratio").fetchall()
+    assert rows == [("a", "pgd", 8 / 255, 0.5), ("a", "random", 8 / 255, 0.5)]
 
 
 # --- real networks ------------------------------------------------------------------------------

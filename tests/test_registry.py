@@ -6,7 +6,7 @@ import pytest
 from conftest import write_cohort
 
 from builder.errors import UsageError
-from builder.registry import load_cohort
+from builder.registry import ModelSpec, load_cohort
 
 PAPER = load_cohort("paper")
 
@@ -52,6 +52,25 @@ def test_models_are_selected_by_pattern_and_order_is_kept():
     assert len(names) == 12 and names[0].startswith("cifar10-robust-Gowal2021Improving_R18")
     with pytest.raises(UsageError, match="no model of cohort 'paper' matches 'cifar10-Nobody'"):
         PAPER.select("cifar10-*R18*,cifar10-Nobody")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "threat_model", "eps", "expected"),
+    [
+        ("cifar10", "Linf", "16/255", 16 / 255),
+        ("cifar10", "Linf", None, 8 / 255),
+        ("cifar10", None, None, 8 / 255),
+        ("imagenet", None, None, 4 / 255),
+        ("cifar10", "L2", "0.5", 8 / 255),
+        ("imagenet", "L2", "3", 4 / 255),
+        ("cifar10", None, "0.5", 8 / 255),
+    ],
+)
+def test_the_eps_of_another_threat_model_is_no_linf_radius(
+    dataset: str, threat_model: str | None, eps: str | None, expected: float
+):
+    model = ModelSpec("n", dataset, True, "A", "c", "x", threat_model=threat_model, eps=eps)
+    assert model.eps_value == expected
 
 
 def test_a_pair_needs_both_members_in_the_selection():

@@ -535,7 +535,7 @@ def test_a_good_cached_file_outlives_trouble_with_the_lock(
         lock.write_bytes(b"\xff\xfe")
     else:
         lock = tmp_path / "checkpoints.lock" / "in" / "the.lock"  # a file is in its folder's place
-    with pytest.raises(BuilderError, match="line 1 is damaged|the lock file"):
+    with pytest.raises(BuilderError, match=r"line 1 is damaged|the lock file"):
         sources.fetch(model, cache=tmp_path / "cache", checkpoints=None, lock=lock)
     assert path.exists()
     assert len(server.log) == 1
