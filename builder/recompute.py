@@ -1,8 +1,11 @@
 """Reference metrics recomputed from the stored filters with NumPy, for `verify --full`.
 
-Written apart from builder/measure.py on purpose, straight from the definitions and without its
-shortcuts (everything in float64, covariances by numpy.cov, the whole matrix of cosines), so that
-a mistake in one shows against the other. Tolerance: 1e-6 relative; counts are exact.
+Written apart from builder/measure.py and builder/finish.py on purpose, straight from the
+definitions and without their shortcuts (everything in float64, covariances by numpy.cov, the whole
+matrix of cosines), so that a mistake in one shows against the other. Tolerance: 1e-6 relative;
+counts and hashes are exact.
+
+Layers follow from the filters; models and bases follow from the layers.
 """
 
 from __future__ import annotations
@@ -24,6 +27,13 @@ Wrong = Iterator[tuple[str, str]]
 """(file, what is wrong with it)."""
 
 TOLERANCE = 1e-6
+
+
+_METRICS = tuple(
+    column.name
+    for column in schema.LAYERS.columns
+    if column.nullable and column not in schema.LAYER_GRAPH
+)
 
 
 def layer_filters(
@@ -56,7 +66,7 @@ def recompute(filters: NDArray[np.float32], out_channels: int) -> dict[str, Any]
     length = np.abs(x).max(axis=1)
     layer_linf = float(length.max())
     if not math.isfinite(layer_linf):
-        return {"layer_linf": None}
+        return dict.fromkeys(_METRICS)
     keep = length > layer_linf / 100
     clean = x[keep]
     scaled = clean / length[keep, None]
@@ -109,9 +119,11 @@ def _orthogonality(rows: Array) -> float | None:
 def _differs(found: Any, expected: Any) -> bool:
     if found is None or expected is None:
         return (found is None) != (expected is None)
+    if isinstance(expected, int | str):
+        return bool(found != expected)
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     scale = max(np.abs(expected).max(), 1e-12)
-    return bool(np.abs(found - expected).max() > TOLERANCE * scale)
+    return not np.abs(found - expected).max() <= TOLERANCE * scale  # NaN differs, too
 
 
 def wrong_metrics(root: Path, report: Callable[[str, int, int], None]) -> Wrong:
@@ -155,8 +167,75 @@ def _wrong_linf(root: Path, path: str) -> Wrong:
                 return
 
 
+def wrong_models(root: Path, manifest: dict[str, Any]) -> Wrong:
+    """Rows of `models` that do not follow from `layers` and the manifest.
+
+    What the cohort says of a model is in no other place of a release. Of `n_params` it holds the
+    3x3 filters alone, so they are a lower bound.
+    """
+    path = schema.table_path("models")
+    of_model: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for layer in pq.read_table(root / schema.table_path("layers")).to_pylist():
+        of_model[layer["model_id"], layer["weights"]].append(layer)
+    if not of_model:
+        return  # published values, of which no release can hold the layers
+    alike: dict[str, list[str]] = defaultdict(list)
+    for model in pq.read_table(root / path).to_pylist():
+        model_id = model["model_id"]
+        facts = manifest["models"].get(model_id, {})
+        filters = manifest["files"][schema.filters_path(model["dataset"], model_id)]
+        alike[filters["content_hash"]].append(model_id)
+        first = alike[filters["content_hash"]][0]
+        expected = {
+            **{name: facts.get(name) for name in _PROVENANCE},
+            "n_layers": len(of_model[model_id, "folded"]),
+            "filters_hash": filters["content_hash"],
+            "same_filters_as": None if first == model_id else first,
+        }
+        for view, suffix in (("folded", ""), ("trained", "_trained")):
+            of_view = _model_metrics(of_model[model_id, view])
+            expected |= {name + suffix: value for name, value in of_view.items()}
+        for name, value in expected.items():
+            if _differs(model[name], value):
+                yield path, f"{model_id}: {name} is {model[name]}, the release gives {value}"
+        if model["n_params"] is not None and model["n_params"] < 9 * model["n_filters"]:
+            yield path, f"{model_id}: n_params is {model['n_params']}, less than its filters hold"
+    if manifest["models"].keys() != {model_id for ids in alike.values() for model_id in ids}:
+        yield schema.MANIFEST, "lists other models than the table `models`"
+    if sorted(manifest["duplicates"]) != sorted(ids for ids in alike.values() if len(ids) > 1):
+        yield schema.MANIFEST, "lists other duplicates than the filters show"
+
+
+_PROVENANCE = ("source_url", "checkpoint_sha256", "checkpoint_bytes")
+
+
+def _model_metrics(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of `models` in one view of the weights, from the rows of `layers` in that view."""
+    names = ("n_sparse", "sparsity", "variance_entropy", "orthogonality")
+    if any(layer["layer_linf"] is None for layer in layers):
+        return dict.fromkeys(names)
+    column = {name: np.array([layer[name] for layer in layers], float) for name in _WEIGHED}
+    kept = column["n_filters"] - column["n_sparse"]
+    known = ~np.isnan(column["orthogonality"])
+    n_sparse = sum(layer["n_sparse"] for layer in layers)
+    values = (
+        n_sparse,
+        n_sparse / float(column["n_filters"].sum()),
+        _mean(column["variance_entropy"], kept),
+        _mean(column["orthogonality"][known], column["out_channels"][known]),
+    )
+    return dict(zip(names, values, strict=True))
+
+
+_WEIGHED = ("n_filters", "n_sparse", "out_channels", "variance_entropy", "orthogonality")
+
+
+def _mean(values: Array, weights: Array) -> float | None:
+    return float(values @ weights / weights.sum()) if weights.any() else None
+
+
 def wrong_bases(root: Path) -> Wrong:
-    """Bases of `pca` that do not follow from the moments in `layers`."""
+    """Bases of `pca` that do not follow from the moments in `layers`, are missing or too many."""
     path = schema.table_path("pca")
     table = pq.read_table(root / schema.table_path("models"), columns=["model_id", "robust"])
     robust: dict[str, bool] = {m["model_id"]: m["robust"] for m in table.to_pylist()}
@@ -179,19 +258,45 @@ def wrong_bases(root: Path) -> Wrong:
     totals = {
         (basis, view): merge(part for m in models for part in of_model[m, view])
         for basis, models in members.items()
+        if models
         for view in schema.WEIGHT_VIEWS
     }
-    for row in pq.read_table(root / path).to_pylist():
-        total = totals[row["basis"], row["weights"]]
-        direction = np.array(row["direction"])
-        variance = row["explained_variance"] * max(total.n - 1, 1)
-        residual = total.scatter @ direction - variance * direction
-        spread = max(np.trace(total.scatter), 1e-300)
-        if (
-            total.n != row["n_samples"]
-            or _differs(row["mean"], total.mean)
-            or np.abs(residual).max() > TOLERANCE * spread
-            or abs(np.linalg.norm(direction) - 1) > TOLERANCE
-        ):
-            where = f"basis {row['basis']} ({row['weights']}), component {row['component']}"
-            yield (path, f"{where} does not follow from `layers`")
+    stored: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(pq.read_table(root / path).to_pylist(), key=lambda r: int(r["component"])):
+        stored[row["basis"], row["weights"]].append(row)
+    for basis, view in sorted(stored.keys() | totals.keys()):
+        rows, total = stored[basis, view], totals.get((basis, view))
+        if total is None or [row["component"] for row in rows] != list(range(9)):
+            yield path, f"basis {basis} ({view}) is incomplete, or is none of this release"
+            continue
+        for name in _wrong_columns(rows, total):
+            yield path, f"basis {basis} ({view}): {name} does not follow from `layers`"
+
+
+def _wrong_columns(rows: list[dict[str, Any]], total: Moments) -> Iterator[str]:
+    """Columns of the nine rows of a basis that the moments of its filters contradict."""
+    variances = np.clip(np.linalg.eigvalsh(total.scatter)[::-1], 0, None)
+    spread = max(variances.sum(), 1e-300)
+    if any(row["n_samples"] != total.n for row in rows):
+        yield "n_samples"
+    if any(_differs(row["mean"], total.mean) for row in rows):
+        yield "mean"
+    if _differs(_column(rows, "explained_variance"), variances / max(total.n - 1, 1)):
+        yield "explained_variance"
+    if _differs(_column(rows, "explained_variance_ratio"), variances / spread):
+        yield "explained_variance_ratio"
+    vectors = [row["direction"] for row in rows]
+    if None in vectors:
+        yield "direction"
+        return
+    directions = np.array(vectors, float)
+    orthonormal = np.abs(directions @ directions.T - np.eye(9)).max() <= TOLERANCE
+    residual = np.abs(total.scatter @ directions.T - directions.T * variances).max()
+    signed = (directions.max(axis=1) + directions.min(axis=1)).min() >= -TOLERANCE
+    if not (orthonormal and residual <= TOLERANCE * spread and signed):
+        yield "direction"
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> Array:
+    """A column as an array; null is NaN."""
+    return np.array([row[name] for row in rows], float)

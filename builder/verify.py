@@ -1,8 +1,12 @@
 """Is this folder the release its manifest says? Two tiers of checks, without torch.
 
 Fast: manifest, digests of every file, schemas, counts, keys and ranges. Full: content hashes,
-every metric recomputed from the stored filters (builder/recompute.py), every query run.
-Each check is a small function that yields findings; no finding means the release is good.
+every metric of layers, models and bases recomputed from the stored filters (builder/recompute.py),
+every query run, with the audits that recompute histograms. Each check is a small function that
+yields findings; no finding means the release is good.
+
+What no filter tells is taken at its word: where a layer sits in its network, what the cohort says
+of a model, `n_params` (beyond a lower bound), and `first_layer`, which needs networks and images.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import pyarrow.parquet as pq
 
 from builder import content, schema
 from builder.errors import BuilderError
-from builder.recompute import wrong_bases, wrong_metrics
+from builder.recompute import wrong_bases, wrong_metrics, wrong_models
 from builder.release import file_sha256, read_manifest
 
 
@@ -61,8 +65,11 @@ def verify(root: Path, full: bool = False, report: Report | None = None) -> list
         findings += check_tables(root, manifest)
     if full and not findings:
         findings += check_content(root, manifest, say)
-        findings += (Finding("metrics", *wrong) for wrong in wrong_metrics(root, say))
-        findings += (Finding("pca", *wrong) for wrong in wrong_bases(root))
+        wrong_layers = list(wrong_metrics(root, say))
+        findings += (Finding("metrics", *wrong) for wrong in wrong_layers)
+        if not wrong_layers:  # what follows from wrong layers says nothing
+            findings += (Finding("metrics", *wrong) for wrong in wrong_models(root, manifest))
+            findings += (Finding("pca", *wrong) for wrong in wrong_bases(root))
         findings += check_queries(root, say)
     return findings
 
@@ -120,7 +127,9 @@ def check_schemas(root: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
 
 
 _CHECKS = {
-    "layers without their model": "SELECT model_id FROM layers ANTI JOIN models USING (model_id)",
+    "layers without their model": """
+        SELECT model_id FROM layers ANTI JOIN models USING (dataset, model_id)
+        """,
     "pairs without their robust model": """
         SELECT robust_model_id FROM pairs
         ANTI JOIN models ON robust_model_id = model_id AND robust AND pairs.dataset = models.dataset
@@ -130,11 +139,16 @@ _CHECKS = {
         ANTI JOIN models
         ON standard_model_id = model_id AND NOT robust AND pairs.dataset = models.dataset
         """,
+    "pairs of another architecture than their models": """
+        SELECT robust_model_id FROM pairs
+        JOIN models ON model_id IN (robust_model_id, standard_model_id)
+        WHERE pairs.architecture <> models.architecture
+        """,
     "histograms without their model": """
-        SELECT DISTINCT model_id FROM histograms ANTI JOIN models USING (model_id)
+        SELECT DISTINCT model_id FROM histograms ANTI JOIN models USING (dataset, model_id)
         """,
     "first_layer without its model": """
-        SELECT DISTINCT model_id FROM first_layer ANTI JOIN models USING (model_id)
+        SELECT DISTINCT model_id FROM first_layer ANTI JOIN models USING (dataset, model_id)
         """,
     "model_id that is not dataset-kind-network": """
         SELECT model_id FROM models

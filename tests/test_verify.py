@@ -113,6 +113,7 @@ def with_value(name: str, row: int, value: object) -> Callable[[pa.Table], pa.Ta
         ("models", with_value("clean_acc", 0, 130.0), "accuracy out of range"),
         ("models", lambda t: t.slice(1), "without their"),
         ("pairs", with_value("standard_model_id", 0, MODEL), "without their standard"),
+        ("pairs", with_value("architecture", 0, "Other-1"), "of another architecture"),
         ("pairs", lambda t: pa.concat_tables([t, t]), "occurs twice"),
         ("layers", with_value("sparsity", 0, 1.5), "out of range"),
         ("layers", with_value("norm_l1", 0, float("nan")), "has NaN"),
@@ -141,6 +142,41 @@ def test_a_forged_metric_is_reported_by_the_full_tier(copy: Path, metric: str):
     assert metric in reported(copy, full=True) or "histogram" in reported(copy)
 
 
+MODEL_FORGERIES = {
+    "n_layers": 99,
+    "n_sparse": 7,
+    "n_sparse_trained": 7,
+    "sparsity": 0.9,
+    "sparsity_trained": 0.3,
+    "variance_entropy": 0.123,
+    "variance_entropy_trained": 0.123,
+    "orthogonality": 0.5,
+    "orthogonality_trained": None,
+    "filters_hash": "0" * 32,
+    "same_filters_as": "cifar10-standard-beta",
+    "source_url": "elsewhere.pt",
+    "checkpoint_sha256": "0" * 64,
+    "checkpoint_bytes": 5,
+    "n_params": 1,
+}
+
+
+@pytest.mark.parametrize("column", MODEL_FORGERIES)
+def test_a_forged_number_of_a_model_is_reported_by_the_full_tier(copy: Path, column: str):
+    change = with_value(column, 1, MODEL_FORGERIES[column])
+    forge(copy, schema.table_path("models"), change, "models")
+    said = reported(copy, full=True)
+    assert f"{column} is {MODEL_FORGERIES[column]}" in said or "do not add up" in said
+
+
+@pytest.mark.parametrize("change", [{"models": {}}, {"duplicates": [["a", "b"]]}], ids=str)
+def test_a_manifest_of_other_models_is_reported_by_the_full_tier(
+    copy: Path, change: dict[str, object]
+):
+    write_manifest(copy, read_manifest(copy) | change)
+    assert "manifest.json: lists other" in reported(copy, full=True)
+
+
 def test_a_forged_filter_is_reported_by_the_full_tier(copy: Path):
     path = schema.filters_path("cifar10", MODEL)
     forge(copy, path, with_value("w11", 7, 0.125), "filters")
@@ -163,9 +199,38 @@ def test_filters_under_another_name_are_reported(copy: Path):
     assert f"holds rows of other models than {MODEL}" in reported(copy)
 
 
-def test_a_forged_basis_is_reported_by_the_full_tier(copy: Path):
-    forge(copy, schema.table_path("pca"), with_value("n_samples", 0, 3), "pca")
-    assert "does not follow from `layers`" in reported(copy, full=True)
+def times(name: str, factor: float) -> Callable[[pa.Table], pa.Table]:
+    """Every value of a column multiplied, vectors too."""
+
+    def change(rows: pa.Table) -> pa.Table:
+        values = (factor * np.array(rows[name].to_pylist())).tolist()
+        index = rows.schema.get_field_index(name)
+        return rows.set_column(index, rows.schema.field(name), pa.array(values, rows[name].type))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_value("n_samples", 0, 3), "n_samples does not follow"),
+        (with_value("explained_variance", 1, 0.111), "explained_variance does not follow"),
+        (with_value("explained_variance_ratio", 2, None), "explained_variance_ratio does not"),
+        (times("explained_variance_ratio", 0.111), "explained_variance_ratio does not follow"),
+        (times("direction", -1), "direction does not follow"),
+        (times("mean", 1.01), "mean does not follow"),
+        (with_value("direction", 1, [1 / 3] * 9), "direction does not follow"),
+        (with_value("direction", 1, None), "direction does not follow"),
+        (lambda t: t.slice(1), "is incomplete"),
+        (lambda t: t.slice(9), "is incomplete"),
+        (with_value("basis", 0, "another"), "is incomplete"),
+    ],
+)
+def test_a_forged_basis_is_reported_by_the_full_tier(
+    copy: Path, change: Callable[[pa.Table], pa.Table], said: str
+):
+    forge(copy, schema.table_path("pca"), change, "pca")
+    assert said in reported(copy, full=True)
 
 
 def test_a_forged_histogram_is_reported_by_the_full_tier(copy: Path):
