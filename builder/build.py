@@ -131,6 +131,7 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
             for p in iter_plan(selected):
                 planned.append(p)
                 report("plan", "tracing", len(planned), len(selected.models))
+            workspace.begin(made_of, options.fresh)
             failures = _build_models(workspace, planned, options, device, report)
             if failures:
                 return Outcome(len(planned), failures, [])

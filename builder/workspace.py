@@ -21,8 +21,11 @@ from builder.schema import MANIFEST
 if TYPE_CHECKING:
     from filelock import FileLock
 
-OWN = ("data", "queries", "README.md", MANIFEST, ".build")
-"""Everything a build writes at the top of its folder."""
+OWN = ("data", "queries", "README.md")
+"""What a build writes at the top of its folder, besides the manifest and `.build`."""
+IDENTITY = ".build/identity.json"
+_NOT_BEGUN = {".build", ".build/lock", ".build/.identity.json.tmp"}
+"""All that a build leaves that was killed before it wrote its identity."""
 
 
 class Workspace:
@@ -31,6 +34,24 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records = root / ".build" / "models"
+
+    def begin(self, identity: dict[str, Any], fresh: bool) -> None:
+        """Make the folder this build's: go on with what is finished, or delete it if `fresh`.
+
+        Killed at any point of this, the folder is still a build's, and one that is never taken for
+        complete: records go before the identity changes, and the manifest before the data.
+        """
+        if fresh:
+            _remove(self._records)
+        write_atomic(self.root / IDENTITY, json.dumps(identity).encode())
+        _remove(self.root / MANIFEST)
+        if not self._records.exists():  # nothing is finished: what is here is of an earlier build
+            for name in OWN:
+                _remove(self.root / name)
+        for name in (*OWN, MANIFEST, ".build"):
+            _remove(self.root / f".{name}.tmp")
+            for leftover in (self.root / name).rglob(".*.tmp"):
+                leftover.unlink()
 
     def record(self, model_id: str, facts: dict[str, Any]) -> None:
         """Note a finished model. `facts` must survive JSON."""
@@ -51,38 +72,31 @@ class Workspace:
 def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterator[Workspace | None]:
     """Take hold of a build folder; None where it already holds exactly this release.
 
+    What it holds is left alone until `Workspace.begin`. A folder is a build's if it has a manifest
+    that `read_manifest` accepts, or the identity of a build in progress.
+
     Args:
         root: the output folder; created if absent.
         identity: what the build is made of; a folder of another identity is refused.
-        fresh: delete what an earlier build left in the folder.
+        fresh: accept an earlier build, whatever it is made of: `begin` will delete it.
 
     Raises:
         UsageError: the folder holds something else, or another build.
         BuilderError: another build is running in it, or it cannot be written.
     """
-    _refuse_foreign(root)
-    if (root / MANIFEST).exists() and not fresh:
-        _refuse_other(root, read_manifest(root), identity)
-        if not (root / ".build").exists():
-            yield None
-            return
+    if _is_complete(root, identity, fresh) and not (root / ".build").exists():
+        yield None
+        return
     with _locked(root):
-        if fresh:
-            _clear(root)
-        elif (root / MANIFEST).exists():  # killed after the manifest, before the sweeping
+        if _is_complete(root, identity, fresh):  # killed before the sweeping, or just finished
             shutil.rmtree(root / ".build")
             yield None
             return
-        for leftover in root.rglob(".*.tmp"):
-            leftover.unlink()
-        own = root / ".build" / "identity.json"
-        if own.exists():
-            _refuse_other(root, json.loads(own.read_bytes()), identity)
-        else:
-            write_atomic(own, json.dumps(identity).encode())
-        yield Workspace(root)
-        if (root / MANIFEST).exists():
-            shutil.rmtree(root / ".build")
+        try:
+            yield Workspace(root)
+        finally:
+            if (root / MANIFEST).exists() or not (root / IDENTITY).exists():  # finished, not begun
+                shutil.rmtree(root / ".build")
 
 
 def _locked(root: Path) -> FileLock:
@@ -104,16 +118,41 @@ def _locked(root: Path) -> FileLock:
     return lock
 
 
-def _refuse_foreign(root: Path) -> None:
+def _is_complete(root: Path, identity: dict[str, Any], fresh: bool) -> bool:
+    """Whether the folder holds exactly this release, and may keep it; changes nothing.
+
+    Raises:
+        UsageError: it holds something else, or, unless `fresh`, another build.
+    """
     if not root.exists():
-        return
+        return False
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder.", hint="choose another --out.")
-    known = (root / ".build").exists() or (root / MANIFEST).exists()
-    if not known and any(root.iterdir()):
-        raise UsageError(
-            f"{root} is not empty and holds no build.", hint="choose an empty or new --out."
-        )
+    released, reason = None, "."
+    if (root / MANIFEST).exists():
+        try:
+            released = read_manifest(root)
+        except BuilderError as e:
+            reason = f": {e}"
+    found = released or _begun(root, identity)
+    if found is None:
+        if any(p.relative_to(root).as_posix() not in _NOT_BEGUN for p in root.rglob("*")):
+            raise UsageError(
+                f"{root} is not empty and holds no build{reason}",
+                hint="choose an empty or new --out.",
+            )
+    elif not fresh:
+        _refuse_other(root, found, identity)
+    return released is not None and not fresh
+
+
+def _begun(root: Path, form: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity of the build in progress; None where there is none, or not of our `form`."""
+    try:
+        found = json.loads((root / IDENTITY).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= form.keys() else None
 
 
 def _refuse_other(root: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -133,15 +172,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _clear(root: Path) -> None:
-    for name in OWN:
-        path = root / name
-        if name == ".build":  # its lock is held
-            for inner in path.iterdir():
-                if inner.name == "lock":
-                    continue
-                shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
-        elif path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from conftest import build_toy, write_cohort
 from toy_networks import Toy, wide
 
-from builder import schema
+from builder import schema, workspace
 from builder.build import Options, build
 from builder.errors import BuilderError, UsageError
 from builder.registry import load_cohort
@@ -203,6 +204,77 @@ def test_a_folder_with_something_else_is_refused(toy_cohort: Path, tmp_path: Pat
         build_toy(toy_cohort, tmp_path / "thesis.tex")
 
 
+def tree(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"manifest.json": '{"manifest_version": 3}', "data/precious.txt": "mine"},
+        {".build/debug/app": "Swift's", "README.md": "mine", ".notes.tmp": "mine"},
+        {".build/identity.json": '{"of": "another tool"}', "data/precious.txt": "mine"},
+    ],
+    ids=["a browser extension", "a Swift package", "another identity.json"],
+)
+def test_files_that_are_named_like_a_builds_do_not_make_a_folder_ours(
+    toy_cohort: Path, tmp_path: Path, foreign: dict[str, str], fresh: bool
+):
+    for name, text in foreign.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match="is not empty and holds no build"):
+        build_toy(toy_cohort, tmp_path, fresh=fresh)
+    assert tree(tmp_path) == before
+
+
+def test_a_fresh_build_that_cannot_be_planned_leaves_the_release_alone(
+    release: Path, tmp_path: Path
+):
+    out = tmp_path / "out"
+    shutil.copytree(release, out)
+    typo = write_cohort(tmp_path / "c.csv")
+    typo.write_text(typo.read_text().replace("toy_networks:wide", "toy_networks:wiide"))
+    with pytest.raises(UsageError, match="wiide"):
+        build_toy(typo, out, fresh=True)
+    assert tree(out) == tree(release)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL at one place."""
+
+
+@pytest.mark.parametrize("at", ["models", "identity.json", "manifest.json", "data", "README.md"])
+def test_a_fresh_build_killed_while_it_clears_is_never_taken_for_complete(
+    release: Path, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+):
+    out = tmp_path / "out"
+    shutil.copytree(release, out)
+    remove, write = workspace._remove, workspace.write_atomic
+
+    def killed_before(path: Path) -> None:
+        if path.name == at:
+            if path.is_dir():  # in the middle of it
+                next(p for p in path.rglob("*") if p.is_file()).unlink()
+            raise Killed
+        remove(path)
+
+    def killed_writing(path: Path, data: bytes) -> None:
+        if path.name == at:
+            raise Killed
+        write(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(workspace, "_remove", killed_before)
+        patch.setattr(workspace, "write_atomic", killed_writing)
+        build_toy(toy_cohort, out, fresh=True)
+    again = build_toy(toy_cohort, out)
+    assert again.already_there == (at in ("models", "identity.json", "manifest.json"))
+    assert verify(out, full=True) == []
+
+
 def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
     (tmp_path / ".build").mkdir()
     script = (
@@ -234,13 +306,19 @@ def test_a_lost_filter_file_is_built_again(toy_cohort: Path, tmp_path: Path):
     assert verify(out) == []
 
 
-def test_leftovers_of_a_killed_build_are_swept(toy_cohort: Path, tmp_path: Path):
+def test_leftovers_of_a_killed_build_are_swept(tmp_path: Path):
     out = tmp_path / "out"
-    folder = out / "data" / "filters" / "dataset=cifar10"
-    folder.mkdir(parents=True)
-    (out / ".build").mkdir()
-    (folder / ".cifar10-robust-alpha.parquet.tmp").write_bytes(b"half a file")
-    assert not build_toy(toy_cohort, out, first_layer=False).failures
+    files = {"cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),
+             "cifar10-robust-beta": tmp_path / "late.pt"}  # fmt: skip
+    cohort = write_cohort(tmp_path / "c.csv", files)
+    assert build_checkpoints(cohort, out).failures
+    folder = (out / schema.filters_path("cifar10", "cifar10-robust-beta")).parent
+    (folder / ".cifar10-robust-beta.parquet.tmp").write_bytes(b"half a file")
+    (out / ".manifest.json.tmp").write_bytes(b"half a file")
+    (out / ".notes.tmp").write_bytes(b"mine")
+    checkpoint(tmp_path / "late.pt", wide, 1)
+    assert not build_checkpoints(cohort, out).failures
+    (out / ".notes.tmp").unlink()  # only what a build may have left is swept
     assert verify(out) == []
 
 
