@@ -126,6 +126,12 @@ def _eps(text: str) -> str:
     return text
 
 
+def _year(text: str) -> int:
+    if not re.fullmatch(r"(19|2\d)\d\d", text):
+        raise ValueError("expected a year such as 2022")
+    return int(text)
+
+
 def _percent(text: str) -> float:
     if not 0 <= float(text) <= 100:
         raise ValueError("expected percent, 0 to 100")
@@ -140,7 +146,7 @@ _PARSE: dict[str, Callable[[str], Any]] = {
     "clean_acc": _percent,
     "autoattack_acc": _percent,
     "extra_data": _bool,
-    "year": int,
+    "year": _year,
 }
 COLUMNS = tuple(f.name for f in fields(ModelSpec))
 REQUIRED = COLUMNS[:6]
@@ -172,12 +178,14 @@ def _check(models: Iterable[ModelSpec], where: str) -> None:
         if m.standard_network is None:
             continue
         partner = seen.get(schema.model_id(m.dataset, False, m.standard_network).lower())
-        if not m.robust or partner is None:
+        said = f"{where}: '{m.model_id}' names standard_network '{m.standard_network}', "
+        rule = "standard_network is the `network` of a line with robust=false and the same dataset."
+        if not m.robust:
+            raise UsageError(f"{said}but is itself standard.", hint=rule)
+        if partner is None or partner.network != m.standard_network:
             raise UsageError(
-                f"{where}: '{m.model_id}' names standard_network '{m.standard_network}', "
-                + ("but is itself standard." if not m.robust else f"no such {m.dataset} model."),
-                hint="standard_network is the `network` of a line with robust=false and the same "
-                "dataset.",
+                f"{said}no such {m.dataset} model.",
+                hint=f"did you mean '{partner.network}'?" if partner else rule,
             )
         if partner.architecture != m.architecture:
             raise UsageError(

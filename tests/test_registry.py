@@ -109,6 +109,25 @@ def test_a_wrong_csv_is_one_message(tmp_path: Path, old: str, new: str, said: st
         load_cohort(str(path))
 
 
+def test_a_partner_in_other_letters_is_named_and_makes_no_silent_zero_pairs(tmp_path: Path):
+    path = write_cohort(tmp_path / "c.csv")
+    path.write_text(path.read_text().replace("nowhere.pt,alpha", "nowhere.pt,Alpha", 1))
+    with pytest.raises(UsageError, match="standard_network 'Alpha', no such cifar10 model") as e:
+        load_cohort(str(path))
+    assert e.value.hint == "did you mean 'alpha'?"
+
+
+@pytest.mark.parametrize("year", ["202211", "22", "-2022", "2022.5", "soon"])
+def test_a_year_that_is_none_is_one_message(tmp_path: Path, year: str):
+    path = write_cohort(tmp_path / "c.csv")
+    header, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},year", f"{first},{year}", *(f"{r}," for r in rest)]))
+    with pytest.raises(UsageError, match=f"row 2: column 'year' is '{year}'"):
+        load_cohort(str(path))
+    path.write_text(path.read_text().replace(f",{year}\n", ",2022\n"))
+    assert load_cohort(str(path)).models[0].year == 2022
+
+
 def test_an_empty_csv_and_a_binary_file_are_one_message(tmp_path: Path):
     path = write_cohort(tmp_path / "c.csv")
     path.write_text(path.read_text().splitlines()[0] + "\n")
