@@ -75,6 +75,7 @@ def render_card(manifest: dict[str, Any], root: Path, repo_id: str | None = None
         **{name: f"{totals[name]:,}" for name in ("models", "pairs", "layers", "filters")},
         "size": _bytes(sum(f["bytes"] for f in data)),
         "license_text": _license_text(models),
+        **_provenance(manifest["cohort"]["name"]),
         # datasets names the data set after its folder, so "." will not do.
         "load": f'"{repo_id}"' if repo_id else "os.getcwd()",
         "import_cwd": "" if repo_id else "import os\n\n",
@@ -155,8 +156,8 @@ def _restricted(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _license_text(models: list[dict[str, Any]]) -> str:
     if not _restricted(models):
         return (
-            "CC BY-SA 4.0 as a whole (that of the standard counterparts and of the paper's data; "
-            "all other checkpoints allow it), each model under its own, see `models.license`."
+            "CC BY-SA 4.0 as a whole (that of the paper's data; every checkpoint here allows it), "
+            "each model under its own, see `models.license`."
         )
     names = ", ".join(
         f"`{m['model_id']}` ({m['license'] or 'unknown'})" for m in _restricted(models)
@@ -165,6 +166,24 @@ def _license_text(models: list[dict[str, Any]]) -> str:
         "CC BY-SA 4.0 for what this project made; each model under its own, see `models.license`. "
         f"More restrictive or unknown: {names}."
     )
+
+
+def _provenance(cohort: str) -> dict[str, str]:
+    """Whence the models and their accuracies are."""
+    if cohort == "paper":
+        return {
+            "accuracies": "accuracies are copied from RobustBench and the paper, not measured anew",
+            "selection": "what RobustBench listed and the paper paired",
+        }
+    if cohort == "mini":
+        return {
+            "accuracies": "few epochs, one seed; accuracies were measured on a JPEG copy of CIFAR-10",
+            "selection": "small networks that this project trained, and AutoAttack's example",
+        }
+    return {
+        "accuracies": "accuracies are what the cohort lists",
+        "selection": f"what the cohort `{cohort}` lists",
+    }
 
 
 def _notice(weights: str) -> str:

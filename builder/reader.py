@@ -140,6 +140,11 @@ class Release:
         Raises:
             UsageError: no such model, layer or view.
         """
+        if model_id not in self.model_ids:  # `filters` would take a pattern
+            raise UsageError(
+                f"no model of {self.address} is called {model_id!r}.",
+                hint=f"it has {len(self.model_ids)} models, e.g. {self.model_ids[0]}.",
+            )
         parts = list(self.filters(model_id, layers=[layer], view=view))
         outs = int(max(part.out_channel[-1] for part in parts)) + 1
         flat = np.concatenate([part.filters for part in parts])

@@ -111,6 +111,22 @@ def test_numbers_of_the_card_follow_the_manifest(root: Path) -> None:
     assert "- 1M<n<10M" in card
 
 
+@pytest.mark.parametrize(
+    ("cohort", "accuracies"),
+    [
+        ("paper", "copied from RobustBench"),
+        ("mini", "measured on a JPEG copy"),
+        ("mine", "what the cohort lists"),
+    ],
+)
+def test_the_card_says_whence_accuracies_are(root: Path, cohort: str, accuracies: str) -> None:
+    manifest = read_manifest(root)
+    manifest["cohort"]["name"] = cohort
+    card = render_card(manifest, root)
+    assert accuracies in card
+    assert ("RobustBench listed" in card) == (cohort == "paper")
+
+
 def test_the_template_states_no_count_by_hand() -> None:
     text = project_file("dataset_card.md").read_text()
     text = re.sub(r"```bibtex.*?```|https?://\S+|\{\{\w+\}\}", "", text, flags=re.S)

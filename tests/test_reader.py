@@ -76,6 +76,11 @@ def test_a_weight_has_the_shape_of_its_convolution(release: Release) -> None:
     np.testing.assert_array_equal(weight[5, 3], w[rows[5 * ins + 3]])
 
 
+def test_a_weight_is_that_of_one_model(release: Release) -> None:
+    with pytest.raises(UsageError, match="no model of .* is called 'cifar10-\\*'"):
+        release.weight("cifar10-*", 0)
+
+
 def test_patterns_choose_models(release: Release) -> None:
     ids = {b.model_id for b in release.filters("cifar10-robust-*")}
     assert ids == {m.model_id for m in MODELS if m.dataset == "cifar10" and m.robust}

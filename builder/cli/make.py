@@ -22,7 +22,7 @@ from builder.cli.app import (
     print_table,
     say,
 )
-from builder.errors import EXIT_FAILURE
+from builder.errors import EXIT_FAILURE, EXIT_NETWORK
 
 
 @app.command()
@@ -136,8 +136,11 @@ def build(
     if outcome.failures:
         n = len(outcome.failures)
         say(f"{n} of {outcome.n_models} models failed; nothing was released in {root}.")
-        say("Run the same command again: it goes on from there.")
         codes = {e.exit_code for e in outcome.failures.values()}
+        if EXIT_NETWORK in codes:
+            say("Run the same command again: it goes on with what is there.")
+        else:
+            say("Put right what they name. A cohort that has changed is a new build: --fresh.")
         raise typer.Exit(max(codes) if len(codes) == 1 else EXIT_FAILURE)
     _summary(root, outcome.already_there)
     if outcome.problems:
