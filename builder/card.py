@@ -177,7 +177,7 @@ def _provenance(cohort: str) -> dict[str, str]:
         }
     if cohort == "mini":
         return {
-            "accuracies": "few epochs, one seed; accuracies were measured on a JPEG copy of CIFAR-10",
+            "accuracies": "few epochs, one seed; accuracies are on a JPEG copy of CIFAR-10",
             "selection": "small networks that this project trained, and AutoAttack's example",
         }
     return {

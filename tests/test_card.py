@@ -115,7 +115,7 @@ def test_numbers_of_the_card_follow_the_manifest(root: Path) -> None:
     ("cohort", "accuracies"),
     [
         ("paper", "copied from RobustBench"),
-        ("mini", "measured on a JPEG copy"),
+        ("mini", "on a JPEG copy"),
         ("mine", "what the cohort lists"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_weight_has_the_shape_of_its_convolution(release: Release) -> None:
 
 
 def test_a_weight_is_that_of_one_model(release: Release) -> None:
-    with pytest.raises(UsageError, match="no model of .* is called 'cifar10-\\*'"):
+    with pytest.raises(UsageError, match=r"no model of .* is called 'cifar10-\*'"):
         release.weight("cifar10-*", 0)
 
 
