@@ -17,8 +17,9 @@ from builder.extract import iter_layers
 from builder.measure import measure_layer
 from builder.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
 from builder.progress import Report
-from builder.registry import IMAGE_SIZE, Cohort
-from builder.release import cache_folder, lock_file, parse_version, read_manifest
+from builder.registry import IMAGE_SIZE, Cohort, ModelSpec
+from builder.release import cache_folder, file_sha256, lock_file, parse_version, read_manifest
+from builder.sources.addresses import local_file, resolve
 from builder.sources.seeded import SeededState
 from builder.workspace import Workspace, open_workspace
 from builder.write import FilterWriter
@@ -125,8 +126,9 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
         made_of = identity(cohort, options)
         with open_workspace(out, made_of, options.fresh) as workspace:
             if workspace is None:
-                problems = read_manifest(out)["problems"]
-                return Outcome(len(selected.models), {}, problems, already_there=True)
+                manifest = read_manifest(out)
+                _refuse_changed(out, manifest, selected)
+                return Outcome(len(selected.models), {}, manifest["problems"], already_there=True)
             planned = []
             for p in iter_plan(selected):
                 planned.append(p)
@@ -150,6 +152,32 @@ def _disk_error(error: OSError, out: Path) -> BuilderError:
         )
     where = f" ({error.filename})" if error.filename else ""
     return BuilderError(f"cannot write to {out}: {error.strerror or error}{where}.")
+
+
+def _changed(spec: ModelSpec, sha256: str | None) -> bool:
+    """Whether a checkpoint that is a file of this machine is no longer the one of this digest.
+
+    A download is held to its locked digest instead; and a file that is gone says nothing against
+    what was made of it.
+    """
+    address = resolve(spec) if sha256 else None
+    if address is None or not address.local:
+        return False
+    try:
+        return file_sha256(local_file(spec, address)) != sha256
+    except UsageError:
+        return False
+
+
+def _refuse_changed(out: Path, manifest: dict[str, Any], cohort: Cohort) -> None:
+    made_of = manifest["models"]
+    for spec in cohort.models:
+        if _changed(spec, made_of[spec.model_id]["checkpoint_sha256"]):
+            raise UsageError(
+                f"{out} holds a different build: the checkpoint of {spec.model_id} has changed "
+                f"since ({spec.checkpoint}).",
+                hint="choose another --out, or --fresh to delete that one and start over.",
+            )
 
 
 def _finished(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
@@ -177,7 +205,8 @@ def _build_models(
         model_id = p.spec.model_id
         if stop.is_set():
             return
-        if workspace.finished(model_id) is not None:
+        record = workspace.finished(model_id)
+        if record and not _changed(p.spec, (record["checkpoint"] or {}).get("sha256")):
             report(model_id, "already there", position, len(planned))
             return
         try:
@@ -207,6 +236,7 @@ def build_model(
 ) -> None:
     """Fetch, extract, measure, write and record one model."""
     spec = p.spec
+    workspace.forget(spec.model_id)
     meta = construct_on_meta(spec)
     state: Mapping[str, torch.Tensor]
     fetched = None

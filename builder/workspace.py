@@ -58,6 +58,10 @@ class Workspace:
         text = json.dumps(facts, allow_nan=False)
         write_atomic(self._records / f"{model_id}.json", text.encode())
 
+    def forget(self, model_id: str) -> None:
+        """Before a model is made anew: its old record must not vouch for the new file."""
+        (self._records / f"{model_id}.json").unlink(missing_ok=True)
+
     def finished(self, model_id: str) -> dict[str, Any] | None:
         """The record of a model whose filter file is in place, else None."""
         try:

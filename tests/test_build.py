@@ -275,6 +275,41 @@ def test_a_fresh_build_killed_while_it_clears_is_never_taken_for_complete(
     assert verify(out, full=True) == []
 
 
+def test_a_checkpoint_overwritten_since_its_release_is_refused(tmp_path: Path):
+    files = {
+        "cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),
+        "cifar10-robust-beta": checkpoint(tmp_path / "b.pt", wide, 1),
+    }
+    cohort, out = write_cohort(tmp_path / "c.csv", files), tmp_path / "out"
+    build_checkpoints(cohort, out)
+    checkpoint(tmp_path / "b.pt", wide, 2)
+    before = tree(out)
+    with pytest.raises(UsageError, match=r"the checkpoint of cifar10-robust-beta has chan") as e:
+        build_checkpoints(cohort, out)
+    assert "--fresh" in e.value.hint
+    assert tree(out) == before
+    assert not build_checkpoints(cohort, out, fresh=True).failures
+    path = schema.filters_path("cifar10", "cifar10-robust-beta")
+    assert tree(out)[path] != before[path]
+    (tmp_path / "a.pt").unlink()  # says nothing against what was made of it
+    assert build_checkpoints(cohort, out).already_there
+
+
+def test_a_checkpoint_overwritten_during_a_build_is_read_again(tmp_path: Path):
+    files = {
+        "cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),
+        "cifar10-robust-beta": tmp_path / "late.pt",
+    }
+    cohort, out = write_cohort(tmp_path / "c.csv", files), tmp_path / "out"
+    assert build_checkpoints(cohort, out).failures
+    checkpoint(tmp_path / "a.pt", Toy, 2)
+    checkpoint(tmp_path / "late.pt", wide, 1)
+    assert not build_checkpoints(cohort, out).failures
+    assert not build_checkpoints(cohort, tmp_path / "straight").failures
+    assert manifest(out) == manifest(tmp_path / "straight")
+    assert verify(out, full=True) == []
+
+
 def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
     (tmp_path / ".build").mkdir()
     script = (
