@@ -8,6 +8,7 @@ import gzip
 import io
 import os
 import pickle
+import sys
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -672,13 +673,41 @@ def test_without_network_the_error_says_what_a_file_by_hand_would_be_called(
         ("test_sources:DRIVE", "is not callable"),
         ("test_sources:State", "not a torch.nn.Module"),
         ("builtins:int.from_bytes", "failed: TypeError"),
-        ("resnet18", "has no name"),
+        ("math:pi.x", "unknown name in math 'x'"),
+        ("resnet18", "has no name; expected robustbench:"),
+        (":resnet18", "has no module; expected robustbench:"),
+        (".nets:resnet18", "cannot be imported"),
     ],
 )
 def test_unknown_constructors_are_usage_errors_with_a_way_out(constructor: str, said: str) -> None:
     with pytest.raises(UsageError) as error:
         sources.construct(constructor)
     assert said in f"{error.value} {error.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def net(:\n", "cannot be imported: SyntaxError: invalid syntax"),
+        ("net = Resnet\n", "cannot be imported: NameError: name 'Resnet' is not defined"),
+        ("{}['width']\n", "cannot be imported: KeyError: 'width'"),
+        ("import no_such_package\n", "cannot be imported: No module named 'no_such_package'"),
+        ("def __getattr__(name):\n    raise RuntimeError(name)\n", "imported: RuntimeError: net"),
+        ("def net():\n    return Resnet()\n", "failed: NameError"),
+    ],
+)
+def test_a_module_of_the_users_that_is_broken_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where modules are looked for
+    module = f"broken_{abs(hash(code))}"
+    (tmp_path / f"{module}.py").write_text(code)
+    path = list(sys.path)
+    with pytest.raises(UsageError) as error:
+        sources.construct(f"{module}:net")
+    assert f"constructor '{module}:net'" in str(error.value)
+    assert said in str(error.value)
+    assert sys.path == path
 
 
 @pytest.mark.parametrize(

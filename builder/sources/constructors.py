@@ -22,18 +22,20 @@ _FORMS = (
     "torchvision:NAME, or package.module:callable"
 )
 
-_FAILURES = (
+FAILURES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
     ImportError,
     LookupError,
+    NameError,
     OSError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
-"""What somebody else's constructor may raise for reasons of its own."""
+"""What somebody else's module, constructor or forward pass may raise for reasons of its own."""
 
 
 def construct(constructor: str) -> nn.Module:
@@ -47,13 +49,14 @@ def construct(constructor: str) -> nn.Module:
     import torch
 
     kind, _, name = constructor.partition(":")
-    if not name:
-        raise UsageError(f"constructor {constructor!r} has no name; expected {_FORMS}.")
+    if not (kind and name):
+        missing = "name" if kind else "module"
+        raise UsageError(f"constructor {constructor!r} has no {missing}; expected {_FORMS}.")
     make = _KINDS.get(kind, _from_module)(kind, name)
     try:
         with _small_constants_are_real():
             model = make()
-    except _FAILURES as e:
+    except FAILURES as e:
         raise UsageError(f"constructor {constructor!r} failed: {type(e).__name__}: {e}.") from e
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
@@ -156,17 +159,26 @@ def _from_torchvision(kind: str, name: str) -> Callable[[], Any]:
 
 def _from_module(module: str, name: str) -> Callable[[], Any]:
     where = f"constructor '{module}:{name}'"
-    sys.path.insert(0, str(Path.cwd()))  # the user's own module, beside their cohort
+    sys.path.insert(0, str(Path.cwd()))  # as `python` does; the `builder` script does not
     try:
         found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            if not hasattr(found, part):
+                raise _unknown(part, [n for n in dir(found) if n[0] != "_"], f"name in {module}")
+            found = getattr(found, part)
     except ImportError as e:
-        raise UsageError(f"{where} cannot be imported: {e}.", hint=f"expected {_FORMS}.") from None
+        raise UsageError(
+            f"{where} cannot be imported: {e}.",
+            hint=f"expected {_FORMS}; modules are looked for in the current folder and among the "
+            "installed packages.",
+        ) from e
+    except FAILURES as e:
+        raise UsageError(
+            f"{where} cannot be imported: {type(e).__name__}: {e}.",
+            hint=f"correct the code of {module}, then run the same command again.",
+        ) from e
     finally:
         sys.path.pop(0)
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise _unknown(part, [n for n in vars(found) if n[0] != "_"], f"name in {module}")
-        found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"{where} is not callable; expected a function that returns a network.")
     return found  # type: ignore[no-any-return]
