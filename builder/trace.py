@@ -8,12 +8,13 @@ evaluation-mode export).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuilderError
+from builder.sources.constructors import FAILURES
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,8 @@ def _flatten(items: Iterable[Any]) -> Iterable[Any]:
     for item in items:
         if isinstance(item, list | tuple):
             yield from _flatten(item)
+        elif isinstance(item, Mapping):
+            yield from _flatten(item.values())
         else:
             yield item
 
@@ -137,6 +140,12 @@ def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Valu
     with torch.no_grad(), Recorder():  # type: ignore[no-untyped-call]
         output = model(image)
     outputs = [values[id(t)] for t in _flatten([output]) if id(t) in values]
+    if not outputs:
+        raise BuilderError(
+            f"the forward pass of {type(model).__name__} returns {type(output).__name__} without a "
+            "tensor computed from the image.",
+            hint="expected a tensor, or a list, tuple or dict of tensors.",
+        )
     return order, outputs
 
 
@@ -160,15 +169,16 @@ def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
         image_size: height and width of the square RGB input, in pixels.
 
     Raises:
-        BuilderError: the forward pass fails, runs no convolution, or convolves with a weight
-            that is no parameter of the model.
+        BuilderError: the forward pass fails, returns no tensor, runs no convolution, or convolves
+            with a weight that is no parameter of the model.
     """
     model.eval()
     try:
         order, outputs = _record(model, image_size)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as e:
+    except FAILURES as e:
         raise BuilderError(
-            f"tracing {type(model).__name__} failed on a {image_size}x{image_size} image: {e}",
+            f"tracing {type(model).__name__} failed on a {image_size}x{image_size} image: "
+            f"{type(e).__name__}: {e}",
             hint="its forward pass must run on the meta device: no .item(), no data-dependent "
             "branches, three input channels.",
         ) from e

@@ -237,6 +237,16 @@ class NoLogits(Small):
         return F.relu(self.bn(self.conv(x)))
 
 
+class NamedLogits(Small):
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": super().forward(x)}
+
+
+class Misspelt(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(xx)  # type: ignore[name-defined,no-any-return]  # noqa: F821
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -244,11 +254,18 @@ class NoLogits(Small):
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()),
         nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 1)),
         NoLogits(),
+        NamedLogits(),
+        Misspelt(),
     ],
 )
 def test_a_forward_pass_that_fails_is_one_clear_error(model: nn.Module) -> None:
     with pytest.raises(BuilderError, match=r"forward pass of \w+ fails on images of 32 x 32"):
         measure(model)
+
+
+def test_a_network_that_returns_no_tensor_is_told_what_was_expected() -> None:
+    with pytest.raises(BuilderError, match=r"expected logits \(n, k\), k > 1, found dict"):
+        measure(NamedLogits())
 
 
 # --- PGD ----------------------------------------------------------------------------------------

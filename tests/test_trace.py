@@ -150,6 +150,37 @@ def test_a_network_that_does_not_run_is_one_message():
 
 
 @pytest.mark.parametrize(
+    "error", [AssertionError, KeyError, IndexError, AttributeError, NameError, ZeroDivisionError]
+)
+def test_whatever_a_forward_pass_raises_is_one_message(error: type[Exception]):
+    class Failing(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise error("wrong size")
+
+    with pytest.raises(BuilderError, match=f"tracing Failing failed.* {error.__name__}: .*wrong"):
+        on_meta(Failing)
+
+
+def test_a_forward_pass_may_return_tensors_inside_containers():
+    class Named(Block):
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            y = self.conv(x)
+            return {"loss": None, "features": [{"logits": self.bn(y)}], "other": self.other(y)}
+
+    assert [(c.layer, c.bn_layer) for c in on_meta(Named)] == [("conv", None), ("other", None)]
+
+
+def test_a_forward_pass_that_returns_no_tensor_is_told_so():
+    class Silent(Block):
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            self.conv(x)
+            return {"logits": None}
+
+    with pytest.raises(BuilderError, match="Silent returns dict without a tensor"):
+        on_meta(Silent)
+
+
+@pytest.mark.parametrize(
     ("rank", "last", "expected"),
     [(0, 30, 0), (1, 30, 1), (3, 30, 1), (4, 30, 2), (6, 30, 2), (27, 30, 9), (30, 30, 10)],
 )

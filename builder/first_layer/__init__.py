@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from builder.errors import BuilderError, UsageError
 from builder.first_layer.capture import Features, first_features
 from builder.first_layer.photographs import natural_images
+from builder.sources.constructors import FAILURES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,9 +58,6 @@ N_IMAGES = 16
 STEPS = 5
 BATCH = 4
 """Images in one forward pass: bounds the memory that gradients need."""
-
-# What the code of a network raises when an input or a weight does not fit.
-_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
 def measure_response(
@@ -102,10 +100,10 @@ def measure_response(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         ):
             inputs, features = _perturb_and_run(model, images, eps, seed, steps, device)
-    except _FORWARD_ERRORS as e:
+    except FAILURES as e:
         raise BuilderError(
             f"the forward pass of {type(model).__name__} fails on images of "
-            f"{image_size} x {image_size}: {e}",
+            f"{image_size} x {image_size}: {type(e).__name__}: {e}",
             hint="expected a network that maps (n, 3, h, w) images in [0, 1] to (n, k) logits.",
         ) from e
     facts = {"eps": eps, "n_images": len(images)}
@@ -138,6 +136,8 @@ def _perturb_and_run(
     for i in range(0, len(images), BATCH):
         x, sign, start = (t[i : i + BATCH].to(device) for t in (images, signs, starts))
         clean, logits = first_features(model, forward, x)
+        if not isinstance(logits, torch.Tensor):
+            raise ValueError(f"expected logits (n, k), k > 1, found {type(logits).__name__}")
         if logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(f"expected logits (n, k), k > 1, found {tuple(logits.shape)}")
         random = (x + eps * sign).clamp(0, 1)
