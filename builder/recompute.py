@@ -300,3 +300,28 @@ def _wrong_columns(rows: list[dict[str, Any]], total: Moments) -> Iterator[str]:
 def _column(rows: list[dict[str, Any]], name: str) -> Array:
     """A column as an array; null is NaN."""
     return np.array([row[name] for row in rows], float)
+
+
+def wrong_histograms(root: Path) -> Wrong:
+    """Histograms that are missing, or too many; audit/histograms recomputes those that are there.
+
+    A model has nine, one per component, in every depth bin that holds one of its layers.
+    """
+    path = schema.table_path("histograms")
+    layers = pq.read_table(root / schema.table_path("layers"), columns=["model_id", "depth_bin"])
+    bins = {(row["model_id"], row["depth_bin"]) for row in layers.to_pylist()}
+    expected = {(*key, component): schema.N_BINS for key in bins for component in range(9)}
+    key = ["model_id", "depth_bin", "component"]
+    rows = pq.read_table(root / path, columns=[*key, "bin"]).group_by(key)
+    stored = {
+        (row["model_id"], row["depth_bin"], row["component"]): row["bin_count_distinct"]
+        for row in rows.aggregate([("bin", "count_distinct")]).to_pylist()
+    }
+    for model_id, depth_bin, component in sorted(expected.keys() | stored.keys()):
+        at = (model_id, depth_bin, component)
+        if expected.get(at) != stored.get(at):
+            yield (
+                path,
+                f"{model_id}, depth bin {depth_bin}, component {component}: "
+                f"{stored.get(at, 0)} bins, expected {expected.get(at, 0)}",
+            )

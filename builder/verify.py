@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder import content, schema
+from builder import content, sample, schema
 from builder.errors import BuilderError
-from builder.recompute import wrong_bases, wrong_metrics, wrong_models
+from builder.recompute import wrong_bases, wrong_histograms, wrong_metrics, wrong_models
 from builder.release import file_sha256, read_manifest
 
 
@@ -70,6 +70,8 @@ def verify(root: Path, full: bool = False, report: Report | None = None) -> list
         if not wrong_layers:  # what follows from wrong layers says nothing
             findings += (Finding("metrics", *wrong) for wrong in wrong_models(root, manifest))
             findings += (Finding("pca", *wrong) for wrong in wrong_bases(root))
+            findings += (Finding("histograms", *wrong) for wrong in wrong_histograms(root))
+        findings += check_sample(root, manifest)
         findings += check_queries(root, say)
     return findings
 
@@ -97,7 +99,7 @@ def check_files(root: Path, manifest: dict[str, Any], report: Report) -> Iterato
 def _tables(root: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, schema.Table]]:
     """(path, table) of every Parquet file of the manifest that holds a known table."""
     for path in sorted(manifest["files"]):
-        if path.startswith("data/filters/"):
+        if path.startswith("data/filters/") or path == sample.PATH:
             yield path, schema.FILTERS
         elif path.endswith(".parquet") and Path(path).stem in schema.SMALL_TABLES:
             yield path, schema.TABLES[Path(path).stem]
@@ -265,10 +267,10 @@ def _check_filter_files(
 
 def check_content(root: Path, manifest: dict[str, Any], report: Report) -> Iterator[Finding]:
     """The content hash of every table is the manifest's, and filters are sorted by their key."""
-    tables = list(_tables(root, manifest))
-    for i, (path, table) in enumerate(tables, 1):
-        report("content", i, len(tables))
-        filters = table is schema.FILTERS
+    paths = dict(_tables(root, manifest))
+    for i, path in enumerate(paths, 1):
+        report("content", i, len(paths))
+        filters = path.startswith("data/filters/")
         total, previous = 0, -math.inf
         with pq.ParquetFile(root / path) as file:
             for batch in file.iter_batches(1 << 17):
@@ -290,6 +292,22 @@ def _filter_key(batch: pa.RecordBatch) -> Any:
         for name in ("layer_index", "out_channel", "in_channel")
     )
     return (layer << 32) | (out << 16) | in_
+
+
+def check_sample(root: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    """The rows of filters_sample are rows of the filters."""
+    from builder.sql.query import open_views
+
+    if sample.PATH not in manifest["files"]:
+        return
+    with open_views(str(root)) as connection:
+        connection.register("sample", pq.read_table(root / sample.PATH))
+        columns = ", ".join(schema.FILTERS.names)
+        foreign = connection.execute(
+            f"SELECT model_id FROM sample ANTI JOIN filters USING ({columns})"
+        ).fetchall()
+    if foreign:
+        yield Finding("filters", sample.PATH, f"{len(foreign)} rows are none of the filters")
 
 
 def check_queries(root: Path, report: Report) -> Iterator[Finding]:

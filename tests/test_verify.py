@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from builder import schema
+from builder import sample, schema
 from builder.errors import BuilderError, UsageError
 from builder.release import file_sha256, read_manifest, write_manifest
 from builder.verify import verify
@@ -88,7 +88,8 @@ def forge(root: Path, path: str, change: Callable[[pa.Table], pa.Table], table: 
         facts = {"rows": rows.num_rows, "bytes": (root / path).stat().st_size,
                  "sha256": file_sha256(root / path), "content_hash": "0" * 32}  # fmt: skip
     else:
-        facts = asdict(write_table(root / path, schema.TABLES[table], rows, "seeded:0"))
+        columns = schema.TABLES.get(table, schema.FILTERS)
+        facts = asdict(write_table(root / path, columns, rows, "seeded:0"))
     manifest = read_manifest(root)
     manifest["files"][path] = facts
     write_manifest(root, manifest)
@@ -186,6 +187,14 @@ def test_a_forged_filter_is_reported_by_the_full_tier(copy: Path):
     assert "its filters give" in said
 
 
+def test_a_forged_sample_is_reported_by_the_full_tier(copy: Path):
+    rows = pq.read_table(copy / sample.PATH)
+    forge(copy, sample.PATH, with_value("w11", 2, 0.125), "filters_sample")
+    assert "filters_sample.parquet: 1 rows are none of the filters" in reported(copy, full=True)
+    forge(copy, sample.PATH, lambda t: rows.drop_columns(["linf"]), "filters")
+    assert "columns differ from table 'filters'" in reported(copy)
+
+
 def test_shuffled_filters_are_reported_by_the_full_tier(copy: Path):
     order = np.random.default_rng(0).permutation(184)
     forge(copy, schema.filters_path("cifar10", MODEL), lambda t: t.take(order), "filters")
@@ -245,6 +254,12 @@ def test_a_forged_histogram_is_reported_by_the_full_tier(copy: Path):
     forge(copy, path, move_one, "histograms")
     assert reported(copy) == ""
     assert "differs from what is stored" in reported(copy, full=True)
+
+
+@pytest.mark.parametrize("first", [70, 10**6])
+def test_a_missing_histogram_is_reported_by_the_full_tier(copy: Path, first: int):
+    forge(copy, schema.table_path("histograms"), lambda t: t.slice(first), "histograms")
+    assert f"{MODEL}, depth bin 0, component 0: 0 bins, expected 70" in reported(copy, full=True)
 
 
 def test_another_schema_is_reported(copy: Path):
