@@ -140,8 +140,22 @@ def test_a_small_cohort_is_judged_by_direction_alone(small: Path) -> None:
     assert findings.exit_code(found) == 0, "a contrary direction fails on the paper's models alone"
 
 
-def test_the_papers_cohort_fails_where_values_or_direction_differ(tmp_path: Path) -> None:
-    """Random filters under the paper's name: its counts, accuracies and metrics are all wrong."""
+def test_the_papers_cohort_is_known_by_its_models(reference: Path, tmp_path: Path) -> None:
+    manifest = open_release(reference).manifest
+    assert findings.is_paper_cohort(manifest)
+    fewer = dict(list(manifest["models"].items())[1:])
+    assert not findings.is_paper_cohort({**manifest, "models": fewer})
+    assert not findings.is_paper_cohort({**manifest, "cohort": {"name": "mine", "models": None}})
+    world = synthetic_release.make_world()
+    root = synthetic_release.write_release(tmp_path, world, cohort="paper")  # a user's paper.csv
+    assert not findings.is_paper_cohort(open_release(root).manifest)
+
+
+def test_the_papers_cohort_fails_where_values_or_direction_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random filters taken for the paper's: their counts, accuracies and metrics are all wrong."""
+    monkeypatch.setattr(findings, "is_paper_cohort", lambda manifest: True)
     world = synthetic_release.make_world()
     root = synthetic_release.write_release(tmp_path, world, cohort="paper")
     found = findings.examine(str(root))
@@ -153,7 +167,10 @@ def test_the_papers_cohort_fails_where_values_or_direction_differ(tmp_path: Path
     assert findings.exit_code(found) == 1
 
 
-def test_seeded_weights_answer_for_counts_only(tmp_path: Path) -> None:
+def test_seeded_weights_answer_for_counts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "is_paper_cohort", lambda manifest: True)
     world = synthetic_release.make_world()
     root = synthetic_release.write_release(tmp_path, world, cohort="paper", weights="seeded:0")
     found = by_name(findings.examine(str(root)))

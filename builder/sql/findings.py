@@ -24,6 +24,7 @@ import duckdb
 
 from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
 from builder.reader import open_release
+from builder.registry import load_cohort
 from builder.release import project_file
 from builder.sql import catalog, query
 
@@ -65,8 +66,10 @@ class Finding:
 
 
 def is_paper_cohort(manifest: Mapping[str, Any]) -> bool:
-    """Whether the release holds the whole cohort of the paper."""
-    return manifest["cohort"]["name"] == "paper" and manifest["cohort"]["models"] is None
+    """Whether the release holds the whole cohort of the paper: a user's paper.csv may not."""
+    if manifest["cohort"]["name"] != "paper":
+        return False
+    return set(manifest["models"]) == {m.model_id for m in load_cohort("paper").models}
 
 
 def _scope(manifest: Mapping[str, Any]) -> str:
