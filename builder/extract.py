@@ -38,6 +38,7 @@ class Layer:
 def bn_scale(conv: TracedConv, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """gamma / sqrt(running_var + eps), (out_channels,) float32, of the BatchNorm `conv` folds with.
 
+    None where `conv` folds with none (trace.py says when).
     The operations, their order and their precision are those of PyTorch's ONNX export in
     evaluation mode, so `weight * bn_scale` is bit for bit the exported weight.
     """

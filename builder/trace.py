@@ -3,7 +3,8 @@
 One forward pass in evaluation mode on the `meta` device (shapes only: no memory, no arithmetic)
 under a dispatch mode that sees every ATen operator. From the operators a graph of values is kept,
 and read as the paper read its ONNX exports (paper section 3; BatchNorm folding as in the
-evaluation-mode export).
+evaluation-mode export). A BatchNorm that uses the statistics of its batch even in evaluation mode
+(track_running_stats=False) has no fixed scale and is not folded: there the two views are equal.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TracedConv:
     kernel_size: tuple[int, int]
     groups: int
     stride: int
-    bn_layer: str | None  # BatchNorm that alone consumes the output
+    bn_layer: str | None  # BatchNorm with running statistics that alone consumes the output
     bn_eps: float | None
 
     @property
@@ -71,7 +72,8 @@ class _Value:
 
 
 _CONVOLUTION = "aten::convolution"
-_BATCH_NORM = "aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training"
+_EITHER_BATCH_NORM = "aten::native_batch_norm"  # its argument 5: whether by the batch's statistics
+_BATCH_NORM = _EITHER_BATCH_NORM, "aten::_native_batch_norm_legit_no_training"
 
 
 def _flatten(items: Iterable[Any]) -> Iterable[Any]:
@@ -125,7 +127,8 @@ def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Valu
                     "named": id(weight) in names,
                 }
             elif value.operator in _BATCH_NORM:
-                value.details = {"eps": float(args[-1])}
+                by_batch = value.operator == _EITHER_BATCH_NORM and bool(args[5])
+                value.details = {"eps": float(args[-1]), "folds": not by_batch}
             for source in inputs:
                 source.consumers.append(value)
             for t in results:
@@ -208,7 +211,7 @@ def _describe(value: _Value, rank: int, n_depths: int, live: set[int]) -> Traced
     out_channels, in_channels, height, width = value.details["shape"]
     bn_layer, bn_eps = None, None
     consumers = [c for c in value.consumers if id(c) in live]
-    if len(consumers) == 1 and consumers[0].operator in _BATCH_NORM:
+    if len(consumers) == 1 and consumers[0].details.get("folds"):
         bn_layer = consumers[0].parameters[0].rpartition(".")[0]
         bn_eps = consumers[0].details["eps"]
     return TracedConv(

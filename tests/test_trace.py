@@ -100,6 +100,33 @@ def test_an_activation_between_prevents_folding():
     assert on_meta(Between)[0].bn_layer is None
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batchnorm_without_running_statistics_is_not_folded(affine: bool):
+    def make() -> nn.Module:
+        norm = nn.BatchNorm2d(4, affine=affine, track_running_stats=False)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
+
+    (conv,) = on_meta(make)
+    assert (conv.bn_layer, conv.bn_eps) == (None, None)
+    (layer,) = iter_layers([conv], make().state_dict())
+    assert layer.bn_scale is None
+
+
+def test_a_batchnorm_that_passes_its_running_statistics_over_is_not_folded():
+    class Ignoring(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bn = self.bn
+            y = self.conv(x)
+            return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, training=True)
+
+    assert on_meta(Ignoring)[0].bn_layer is None
+
+
+def test_a_batchnorm_without_weights_folds_all_the_same():
+    make = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False))  # noqa: E731
+    assert on_meta(make)[0].bn_layer == "1"
+
+
 def test_an_in_place_addition_is_a_consumer():
     class InPlace(Block):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
