@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from loopback_hub import Hub, running_hub
 
 from builder.errors import BuilderError, UsageError
 from builder.sql import catalog, query, render
+from builder.sql.record import record
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +219,31 @@ def test_every_answer_is_written_beside_a_release(release: Path, tmp_path: Path)
     assert written == [q.name for q in catalog.list_findings()]
     one = tmp_path / "answers" / "06_sparsity_overall.csv"
     assert one.read_bytes() == ask(release, "06_sparsity_overall")[0]
+
+
+def test_a_kept_version_is_never_replaced_by_another_release(release: Path, tmp_path: Path) -> None:
+    kept = record(release, tmp_path / "kept")
+    manifest = (kept / "manifest.json").read_bytes()
+    assert record(release, tmp_path / "kept") == kept, "the same release once more"
+    other = synthetic_release.write_tables(tmp_path / "other", {}, {})
+    with pytest.raises(UsageError, match=r"v0\.1\.0 keeps another release of version 0\.1\.0"):
+        record(other, tmp_path / "kept")
+    assert (kept / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize("name", ["a[1]b", "a*b", "a?b", "a[*]b", "a{x,y}b", "it's"])
+def test_a_folder_may_have_a_name_that_looks_like_a_pattern(
+    release: Path, tmp_path: Path, name: str
+) -> None:
+    root = shutil.copytree(release, tmp_path / name)
+    shutil.copytree(release, tmp_path / "a2b")
+    assert ask(root, "audit/linf") == ask(release, "audit/linf")
+
+
+def test_a_folder_that_duckdb_cannot_name_is_a_usage_error(release: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(release, tmp_path / "a\\b")
+    with pytest.raises(UsageError, match="has a backslash in its name"):
+        ask(root, "audit/linf")
 
 
 @pytest.fixture(scope="module")

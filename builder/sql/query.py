@@ -6,6 +6,7 @@ The views come from queries/views.sql, the same file a bare duckdb shell reads.
 from __future__ import annotations
 
 import io
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,8 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Mapping[st
         manifest: its manifest, which says whether there are filters.
     """
     has_filters = any(path.startswith("data/filters/") for path in manifest["files"])
+    if not root.startswith("hf://"):
+        root = _literal(root)
     con.execute("set variable release = ?", [root])
     views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
     for statement in duckdb.extract_statements(views):
@@ -91,6 +94,20 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Mapping[st
                 con.execute(statement)
     if not has_filters:
         con.register("filters", schema.FILTERS.arrow.empty_table())
+
+
+def _literal(folder: str) -> str:
+    """The folder as a pattern that DuckDB's globs match with nothing but itself.
+
+    Raises:
+        UsageError: a name DuckDB cannot read.
+    """
+    if os.sep == "/" and "\\" in folder:
+        raise UsageError(
+            f"{folder} has a backslash in its name, which DuckDB takes for a slash.",
+            hint="rename the folder, or reach it by a link of another name.",
+        )
+    return re.sub(r"[*?[]", r"[\g<0>]", folder)
 
 
 @contextmanager

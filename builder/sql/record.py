@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from builder.errors import UsageError
 from builder.release import read_manifest, write_atomic
 from builder.schema import MANIFEST
 from builder.sql.query import write_answers
 
 
 def record(root: Path, folder: Path) -> Path:
-    """Write folder/vX.Y.Z/ for a release; notes that exist are left alone.
+    """Write folder/vX.Y.Z/ for a release; notes, and another release, that are there stay.
 
     Args:
         root: the release. folder: `release/` of the project.
@@ -20,13 +21,20 @@ def record(root: Path, folder: Path) -> Path:
         The folder of the version.
 
     Raises:
-        UsageError: no release there.
+        UsageError: no release there, or another one of this version is kept already.
         BuilderError: a query does not run on it.
     """
     manifest = read_manifest(root)
     target = folder / f"v{manifest['version']}"
+    kept = target / MANIFEST
+    if kept.exists() and kept.read_bytes() != (root / MANIFEST).read_bytes():
+        raise UsageError(
+            f"{target} keeps another release of version {manifest['version']}.",
+            hint=f"`builder build --version` gives {root} another version; if the kept one was "
+            f"never published, remove {target} first.",
+        )
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(root / MANIFEST, target / MANIFEST)
+    shutil.copyfile(root / MANIFEST, kept)
     write_answers(str(root), target / "answers")
     notes = target / "NOTES.md"
     if not notes.exists():
