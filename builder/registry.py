@@ -95,7 +95,7 @@ class Cohort:
             if not hit:
                 raise UsageError(
                     f"no model of cohort '{self.name}' matches {part!r}.",
-                    hint=f"`builder plan --cohort {self.name}` lists all {len(self.models)}, e.g. "
+                    hint=f"`builder plan` of this cohort lists all {len(self.models)}, e.g. "
                     f"{self.models[0].model_id}.",
                 )
             kept |= hit
