@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import threading
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,10 @@ def _finished(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
     return record
 
 
+class _Stopped(Exception):
+    """Raised inside a model's work when the build is ending."""
+
+
 def _build_models(
     workspace: Workspace,
     planned: list[PlannedModel],
@@ -201,6 +205,11 @@ def _build_models(
     failures: dict[str, BuilderError] = {}
     stop = threading.Event()
 
+    def report_or_stop(subject: str, what: str, done: int, total: int | None) -> None:
+        if stop.is_set():
+            raise _Stopped
+        report(subject, what, done, total)
+
     def one(position: int, p: PlannedModel) -> None:
         model_id = p.spec.model_id
         if stop.is_set():
@@ -210,7 +219,9 @@ def _build_models(
             report(model_id, "already there", position, len(planned))
             return
         try:
-            build_model(workspace, p, options, device, report)
+            build_model(workspace, p, options, device, report_or_stop)
+        except _Stopped:
+            return
         except BuilderError as e:
             failures[model_id] = e
             report(model_id, "failed", position, len(planned))
@@ -218,8 +229,8 @@ def _build_models(
         report(model_id, "done", position, len(planned))
 
     with ThreadPoolExecutor(max(1, options.jobs), thread_name_prefix="model") as pool:
-        futures: list[Future[None]] = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
         try:
+            futures = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
             stop.set()
@@ -320,10 +331,18 @@ def _first_layer(
     device: str,
     report: Report,
 ) -> list[dict[str, Any]]:
+    import torch
+
     from builder.first_layer import measure_response
 
-    report(p.spec.model_id, "first layer", 0, None)
+    def reached(*forward: object) -> None:  # a report may end the build: hence one per module
+        report(p.spec.model_id, "first layer", 0, None)
+
+    reached()
     model = sources.instantiate(p.spec, dict(state)).to(device)
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            module.register_forward_pre_hook(reached)
     rows = measure_response(
         model,
         eps=p.spec.eps_value,

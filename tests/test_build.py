@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import build_toy, write_cohort
-from toy_networks import Toy, wide
+from fileserver import serve
+from toy_networks import Toy, huge, wide
 
 from builder import schema, workspace
 from builder.build import Options, build
@@ -308,6 +311,35 @@ def test_a_checkpoint_overwritten_during_a_build_is_read_again(tmp_path: Path):
     assert not build_checkpoints(cohort, tmp_path / "straight").failures
     assert manifest(out) == manifest(tmp_path / "straight")
     assert verify(out, full=True) == []
+
+
+@pytest.mark.parametrize("at", ["filters", "first layer", "w.pt"])
+def test_ctrl_c_ends_a_build_inside_a_model_and_a_later_build_goes_on(tmp_path: Path, at: str):
+    out, said = tmp_path / "out", []
+
+    def interrupt(subject: str, what: str, done: int, total: int | None) -> None:
+        said.append(what.split("-")[-1])  # of TAG-w.pt, a download
+        if said[-1] == at and said.count(at) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # until the main thread has noticed
+
+    with serve() as server:
+        file = checkpoint(tmp_path / "w.pt", huge, 1)
+        server.files["/w.pt"] = file.read_bytes()
+        cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-beta": file})
+        text = cohort.read_text().replace(str(file), f"{server.url}/w.pt")
+        cohort.write_text(text.replace("toy_networks:wide", "toy_networks:huge"))
+        options = Options(cache=tmp_path / "cache", lock=tmp_path / "lock")
+        with pytest.raises(KeyboardInterrupt):
+            build(load_cohort(str(cohort)), out, options, interrupt)
+        assert said.count(at) == 1 and "done" not in said
+        assert not list(out.rglob("*.tmp"))
+        outcome = build(load_cohort(str(cohort)), out, options, lambda *progress: None)
+        asked = server.ranges_asked()
+    assert not outcome.failures and not outcome.already_there
+    assert verify(out) == []
+    if at == "w.pt":  # what had arrived was kept
+        assert len(asked) == 2 and asked[1] is not None
 
 
 def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
