@@ -77,13 +77,17 @@ def verify(root: Path, full: bool = False, report: Report | None = None) -> list
 
 
 def check_files(root: Path, manifest: dict[str, Any], report: Report) -> Iterator[Finding]:
-    """Every file of the manifest is there, whole and unchanged, and there is no other."""
+    """Every file of the manifest is there, whole and unchanged, and there is no other.
+
+    Except for what the Hub adds to a repository and huggingface_hub to a download.
+    """
     listed = manifest["files"]
     found = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()} - {
         schema.MANIFEST
     }
     for path in sorted(found - listed.keys()):
-        yield Finding("files", path, "is not in the manifest")
+        if path != ".gitattributes" and not path.startswith(".cache/huggingface/"):
+            yield Finding("files", path, "is not in the manifest")
     for i, (path, facts) in enumerate(sorted(listed.items()), 1):
         report("files", i, len(listed))
         if path not in found:

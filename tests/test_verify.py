@@ -67,6 +67,16 @@ def test_a_cut_file_a_missing_file_and_a_stray_file_are_reported(copy: Path):
     assert "files: data/notes.txt: is not in the manifest" in reported(copy)
 
 
+def test_what_a_download_from_the_hub_adds_is_tolerated_and_no_more(copy: Path):
+    for path in (".gitattributes", ".cache/huggingface/download/manifest.json.metadata"):
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path).write_text("theirs")
+    assert reported(copy) == ""
+    for path in (".cache/other", "data/.gitattributes"):
+        (copy / path).write_text("mine")
+        assert f"files: {path}: is not in the manifest" in reported(copy)
+
+
 def test_a_folder_without_a_manifest_is_no_release(tmp_path: Path):
     with pytest.raises(UsageError, match="is not a release"):
         verify(tmp_path)
