@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from builder import hub, schema
 from builder.card import SHAREABLE, configs
-from builder.errors import UsageError
+from builder.errors import BuilderError, UsageError
 from builder.reader import Release
 from builder.release import write_atomic
 
@@ -42,6 +42,7 @@ def export_weights(
 
     Raises:
         UsageError: unknown model, layer, view or suffix; or safetensors is not installed.
+        BuilderError: the file cannot be written.
     """
     if out.suffix not in _WRITERS:
         raise UsageError(f"cannot export to {out.name}; expected {' or '.join(_WRITERS)}.")
@@ -57,7 +58,10 @@ def export_weights(
         "release": release.address if release.address.startswith("hf://") else "",
         "version": release.manifest["version"],
     }
-    write_atomic(out, _WRITERS[out.suffix](weights, about))
+    try:
+        write_atomic(out, _WRITERS[out.suffix](weights, about))
+    except OSError as e:
+        raise BuilderError(f"cannot write {out}: {e.strerror}.") from None
     return list(weights)
 
 

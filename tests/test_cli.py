@@ -134,15 +134,108 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_leaves_is_no_error(toy_cohort: Path):
-    command = f"{sys.executable} -m builder plan --cohort {toy_cohort} | head -n 1"
-    done = subprocess.run(
-        ["bash", "-c", command + "; exit ${PIPESTATUS[0]}"],
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash, in which $builder is the command line."""
+    return subprocess.run(
+        ["bash", "-c", f"builder='{sys.executable} -m builder'; {line}"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": str(TESTS), "NO_COLOR": "1", "PYTHONUNBUFFERED": ""},
     )
-    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan --cohort {cohort}",
+        "findings --release {release} --json",
+        "query - --release {release} --format csv <<< 'select * from range(1000000)'",
+        "query - --release {release} --format json <<< 'select 1 as one'",
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(toy_cohort: Path, release: Path, command: str):
+    line = command.format(cohort=toy_cohort, release=release)
+    done = shell(f"$builder {line} | (exec <&-; sleep 0.1); exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "Broken" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "table", "parquet"])
+def test_a_full_disk_under_the_output_is_one_message(release: Path, form: str):
+    done = shell(f"$builder query model_counts --release {release} --format {form} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["export", "RELEASE", "cifar10-robust-alpha", "-o", "FOLDER.npz"], "Is a directory"),
+        (["export", "RELEASE", "cifar10-robust-alpha", "-o", "/proc/x.npz"], "cannot write /proc"),
+        (["record", "RELEASE", "--folder", "/proc/x"], "/proc/x: No such file"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_cannot_be_written_is_one_message(
+    release: Path, tmp_path: Path, args: list[str], said: str
+):
+    folder = tmp_path / "folder.npz"
+    folder.mkdir()
+    names = {"RELEASE": release, "FOLDER.npz": folder}
+    done = run(*(names.get(a, a) for a in args))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert list(folder.iterdir()) == []
+
+
+INTERRUPTED = """
+import os, signal, sys
+from builder.cli import main
+from builder.sql import catalog
+catalog.load = lambda name: os.kill(os.getpid(), signal.SIGINT)
+sys.argv = ["builder", "query", "any"]
+main()
+"""
+
+
+def test_an_interruption_is_told_and_exits_with_130():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; the same command goes on from where it was.\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["findings", "--release", "out/mini"],
+        ["query", "model_counts"],
+        ["diff", "out/mini", "out/mini"],
+        ["export", "org/name", "--croissant"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_is_not_there_is_no_address_on_the_hub(
+    tmp_path: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = run(*args, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 2, done.stderr
+    assert "there is no folder" in done.stderr and "hf://datasets/ORG/NAME@TAG" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["hf://datasets/org/name", "org/name@v0.1.0"])
+def test_an_address_on_the_hub_is_asked_for(address: str):
+    pytest.importorskip("huggingface_hub")
+    done = run("findings", "--release", address, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 4, done.stderr
+    assert "cannot open hf://datasets/org/name" in done.stderr
+
+
+def test_a_wrong_option_is_typers_own_message_and_exit_code_2():
+    assert run("--version").stdout.startswith("builder ")
+    wrong = run("verify", "--nope")
+    assert wrong.returncode == 2 and "No such option: --nope" in wrong.stderr
 
 
 WITHOUT_TORCH = """

@@ -6,13 +6,12 @@ Data go to stdout, words and progress to stderr. Every import of a command is in
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
 from builder.cli import make, use  # noqa: F401  each registers its commands
 from builder.cli.app import app, say
-from builder.errors import EXIT_INTERRUPTED, EXIT_USAGE, BuilderError
+from builder.errors import EXIT_OK, EXIT_USAGE, BuilderError
 
 EXTRAS = dict.fromkeys(
     (
@@ -33,7 +32,7 @@ EXTRAS = dict.fromkeys(
 def main() -> NoReturn:
     """Entry point: run a command, and turn a user's mistake into one message and an exit code."""
     try:
-        app(standalone_mode=True)
+        app()
     except BuilderError as e:
         say(f"error: {e}" + (f"\n  {e.hint}" if e.hint else ""))
         sys.exit(e.exit_code)
@@ -44,10 +43,4 @@ def main() -> NoReturn:
         say(f"error: this command needs {e.name}, which is not installed.")
         say(f"  pip install 'robust-filter-lens[{extra}]'")
         sys.exit(EXIT_USAGE)
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from where it was.")
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output left: nothing to say to anyone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(0)
+    sys.exit(EXIT_OK)

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from builder import __version__, progress
+from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError
+
+
+class Commands(TyperGroup):
+    """Commands that end in the words and codes of this project, where typer has its own or none."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                _flush()
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on from where it was.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output left: nothing to say to anyone
+            raise typer.Exit(EXIT_OK) from None
+        except OSError as e:
+            name, why = e.filename2 or e.filename, e.strerror or e
+            raise BuilderError(f"{name}: {why}." if name else f"{why}.") from None
+
+
+def _flush() -> None:
+    """Flush stdout here, where an error can still be told; drop what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again
+        e.filename = "standard output"
+        raise
+
 
 app = typer.Typer(
     name="builder",
+    cls=Commands,
     help="Every 3x3 filter of robust and standard CNNs: build, verify, query, publish.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

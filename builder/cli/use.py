@@ -91,7 +91,6 @@ def query(
         width=terminal_width(),
         memory_limit=memory_limit,
     )
-    sys.stdout.buffer.flush()
     if said:
         say(said)
 
@@ -142,8 +141,9 @@ def diff(a: Address, b: Address, as_json: Json = False) -> None:
     Example: builder diff hf://datasets/org/name@v0.1.0 out/paper
     """
     from builder import diff as differences
+    from builder.hub import release_address
 
-    found = differences.diff(a, b)
+    found = differences.diff(release_address(a), release_address(b))
     if as_json:
         print_json(asdict(found))
     else:
@@ -235,9 +235,10 @@ def export(
     Example: builder export out/mini cifar10-standard-AutoAttackExample -o filters.safetensors
     """
     from builder import export as exporting
+    from builder.hub import release_address
     from builder.reader import open_release
 
-    opened = open_release(release)
+    opened = open_release(release_address(release))
     if croissant:
         print_json(exporting.croissant(opened))
         return

@@ -42,6 +42,21 @@ def is_address(text: str) -> bool:
     return re.fullmatch(rf"{_ID}(@\S+)?", text) is not None and not Path(text).exists()
 
 
+def release_address(text: str) -> str:
+    """A release as people type it: a bare "org/name" is rather a folder that is not there.
+
+    Raises:
+        UsageError: neither a path here, nor hf://, nor "org/name@tag".
+    """
+    if text.startswith("hf://") or "@" in text or Path(text).exists():
+        return text
+    raise UsageError(
+        f"there is no folder {text}.",
+        hint="expected a folder with manifest.json (`builder build` makes out/mini), or "
+        f"{SCHEME}ORG/NAME@TAG",
+    )
+
+
 def parse(text: str, revision: str | None = None) -> Place:
     """The place that "org/name", "org/name@v1.0.0" or "hf://datasets/org/name@v1.0.0" names.
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import duckdb
 
+from builder import hub
 from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
 from builder.reader import open_release
 from builder.registry import load_cohort
@@ -151,7 +152,7 @@ def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
         UsageError: no release there.
         BuilderError: a query or claim of the project does not run.
     """
-    manifest = open_release(release).manifest
+    manifest = open_release(hub.release_address(release)).manifest
     with query.open_views(release, memory_limit=memory_limit) as con:
         found = []
         for asked in catalog.list_findings():

@@ -247,7 +247,7 @@ def answer_query(
         raise UsageError(f"--format {form}: expected {', '.join(render.FORMATS)}.")
     query = catalog.load(name)
     given = parse_params(params)
-    with open_views(release, memory_limit=memory_limit) as con:
+    with open_views(hub.release_address(release), memory_limit=memory_limit) as con:
         answer = run_query(con, query, given)
         return render.write(answer.name, answer.schema, answer.batches, form, out, width)
 
