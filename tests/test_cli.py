@@ -193,14 +193,21 @@ INTERRUPTED = """
 import os, signal, sys
 from builder.cli import main
 from builder.sql import catalog
-catalog.load = lambda name: os.kill(os.getpid(), signal.SIGINT)
+def load(name):
+    {}
+catalog.load = load
 sys.argv = ["builder", "query", "any"]
 main()
 """
 
 
-def test_an_interruption_is_told_and_exits_with_130():
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "how", ["os.kill(os.getpid(), signal.SIGINT)", "raise RuntimeError('Query interrupted')"]
+)
+def test_an_interruption_is_told_and_exits_with_130(how: str):
+    """DuckDB turns an interruption into a RuntimeError of its own."""
+    code = INTERRUPTED.format(how)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr == "interrupted; the same command goes on from where it was.\n"
 

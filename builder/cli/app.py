@@ -25,7 +25,9 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
             finally:
                 _flush()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as e:
+            if not isinstance(e, KeyboardInterrupt) and str(e) != "Query interrupted":  # DuckDB's
+                raise
             say("interrupted; the same command goes on from where it was.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output left: nothing to say to anyone
