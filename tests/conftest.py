@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from builder.registry import REQUIRED
+
+# A job in a shell's background starts with Ctrl-C ignored, and so would every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(os.environ.get("RFL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 """Folder of optional real data (RFL_DATA): tests that want it skip where it is absent."""
