@@ -165,10 +165,6 @@ def autoattack_example() -> ResNet:
     return ResNet(64, normalize=False)
 
 
-def resnet18_w16() -> ResNet:
-    return ResNet(16)
-
-
 def resnet18_w32() -> ResNet:
     return ResNet(32)
 
