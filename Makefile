@@ -19,10 +19,10 @@ check: .venv/.dev  ## Lint, format, types, SQL, generated documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint --disable-progress-bar -q queries
-	$(BIN)/python -m builder.docs --check
+	$(BIN)/python docs/generate.py --check
 
 docs: .venv/.dev  ## Bring the generated parts of README.md up to date
-	$(BIN)/python -m builder.docs
+	$(BIN)/python docs/generate.py
 
 # torch and torchvision go first and alone: their newest versions bring gigabytes of CUDA, and
 # every other package accepts what is there.

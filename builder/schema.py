@@ -6,9 +6,9 @@ else states a column. It imports nothing of the package.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -17,6 +17,12 @@ SCHEMA_VERSION = 1
 WEIGHT_VIEWS = ("trained", "folded")
 """`trained`: the checkpoint's weights. `folded`: multiplied by the scale of the BatchNorm that
 alone consumes the convolution's output, as the paper analysed them."""
+
+VIEW_SUFFIX = {"folded": "", "trained": "_trained"}
+"""View -> end of the names of its columns in `models`; the paper's view has the plain names."""
+
+UNIONS = ("full", "robust", "standard")
+"""Sets of models that share a PCA basis: all of a release, its robust and its standard ones."""
 
 N_BINS = 70
 """Bins of the coefficient histograms (paper section 3, divergence)."""
@@ -241,7 +247,7 @@ MODELS = Table(
         ),
         *(
             Column(name + suffix, type_, f"{text} ({view} weights).", True)
-            for view, suffix in (("folded", ""), ("trained", "_trained"))
+            for view, suffix in VIEW_SUFFIX.items()
             for name, type_, text in (
                 ("n_sparse", pa.int64(), "Sparse filters, all layers"),
                 ("sparsity", pa.float64(), "n_sparse / n_filters"),
@@ -387,6 +393,11 @@ SMALL_TABLES = tuple(name for name in TABLES if name != "filters")
 
 MANIFEST = "manifest.json"
 
+SAMPLE = "data/filters_sample.parquet"
+"""Path of a few rows of `filters`."""
+
+_FILTERS = re.compile(r"data/filters/dataset=([^/]+)/([^/]+)\.parquet")
+
 
 def table_path(name: str) -> str:
     """Path of a small table inside a release, with forward slashes."""
@@ -398,11 +409,25 @@ def filters_path(dataset: str, model_id: str) -> str:
     return f"data/filters/dataset={dataset}/{model_id}.parquet"
 
 
+def filters_key(path: str) -> tuple[str, str] | None:
+    """(dataset, model_id) of a path that `filters_path` makes; None of any other."""
+    match = _FILTERS.fullmatch(path)
+    return (match[1], match[2]) if match else None
+
+
+def table_at(path: str) -> Table | None:
+    """The table whose rows a file of a release holds; None where it is no table."""
+    if path == SAMPLE or filters_key(path):
+        return FILTERS
+    name = path.removeprefix("data/").removesuffix(".parquet")
+    return TABLES[name] if name in SMALL_TABLES and path == table_path(name) else None
+
+
 def model_id(dataset: str, robust: bool, network: str) -> str:
     """Primary key of a model, usable as a file name."""
     return f"{dataset}-{'robust' if robust else 'standard'}-{network}"
 
 
-def filter_files(release: Path) -> list[Path]:
-    """Every filter file of a release folder, sorted."""
-    return sorted((release / "data" / "filters").glob("dataset=*/*.parquet"))
+def in_union(union: str, robust: bool) -> bool:
+    """Whether a robust (or standard) model belongs to one of `UNIONS`."""
+    return union == "full" or robust == (union == "robust")

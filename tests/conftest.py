@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from builder.registry import REQUIRED
+from builder.cohort.registry import REQUIRED
 
 # A job in a shell's background starts with Ctrl-C ignored, and so would every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,8 +53,8 @@ def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_toy(cohort: Path, out: Path, **options: Any) -> Any:
     """`builder build` of a toy cohort with seeded weights, in this process."""
-    from builder.build import Options, build
-    from builder.registry import load_cohort
+    from builder.building.run import Options, build
+    from builder.cohort.registry import load_cohort
 
     settings = {"weights": "seeded:0", **options}
     return build(load_cohort(str(cohort)), out, Options(**settings), lambda *progress: None)

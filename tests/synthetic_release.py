@@ -19,9 +19,9 @@ import pandas as pd
 import pyarrow as pa
 
 from builder import schema
-from builder.paper import paper_table
-from builder.release import write_manifest
-from builder.write import write_table
+from builder.paper.published import paper_table
+from builder.release.manifest import write_manifest
+from builder.release.write import write_table
 
 Array = np.ndarray[Any, Any]
 
@@ -368,9 +368,9 @@ def write_tables(
     for name in schema.SMALL_TABLES:
         data = tables.get(name, schema.TABLES[name].arrow.empty_table())
         path = schema.table_path(name)
-        files[path] = asdict(write_table(root / path, schema.TABLES[name], data, weights))
+        files[path] = write_table(root / path, schema.TABLES[name], data, weights)
     for path, data in filters.items():
-        files[path] = asdict(write_table(root / path, schema.FILTERS, data, weights))
+        files[path] = write_table(root / path, schema.FILTERS, data, weights)
     n_models = tables["models"].num_rows if "models" in tables else 0
     n_pairs = tables["pairs"].num_rows if "pairs" in tables else 0
     write_manifest(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from builder.ahead import ahead
+from builder.building.ahead import ahead
 
 
 def test_items_come_in_order():

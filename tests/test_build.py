@@ -20,11 +20,12 @@ from conftest import build_toy, write_cohort
 from fileserver import serve
 from toy_networks import Toy, huge, wide
 
-from builder import schema, workspace
-from builder.build import Options, build
+from builder import schema
+from builder.building import workspace
+from builder.building.run import Options, build
+from builder.check.verify import verify
+from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
-from builder.registry import load_cohort
-from builder.verify import verify
 
 
 def manifest(root: Path) -> dict:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from builder.cohort.registry import IMAGE_SIZE, load_cohort
 from builder.errors import BuilderError
 from builder.first_layer.capture import Features, first_features
-from builder.registry import IMAGE_SIZE, load_cohort
+from builder.network.trace import trace
 from builder.sources.constructors import construct
-from builder.trace import trace
 
 
 def stem(channels: int = 4, *, bn: bool = True) -> nn.Module:

@@ -13,8 +13,9 @@ from hub_client import HubClient
 from tiny_release import LAYERS, MODELS, Tiny, write_tiny_release
 
 from builder import schema
-from builder.card import configs, render_card, size_category
-from builder.release import project_file, read_manifest
+from builder.files import project_file
+from builder.release.card import configs, render_card, size_category
+from builder.release.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import write_cohort
 
-from builder.cli import app
-from builder.cli.app import bench
+import builder.cli.main  # noqa: F401  registers the commands
+from builder.cli.app import app, bench
 
 TESTS = Path(__file__).parent
 
@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_written_is_one_message(
 
 INTERRUPTED = """
 import os, signal, sys
-from builder.cli import main
+from builder.cli.main import main
 from builder.sql import catalog
 def load(name):
     {}
@@ -252,7 +252,7 @@ class Absent:
         if name.split(".")[0] in {"torch", "torchvision", "timm", "robustbench", "requests"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-from builder.cli import main
+from builder.cli.main import main
 sys.argv = ["builder", *sys.argv[1:]]
 main()
 """

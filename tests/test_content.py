@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.content import add, hash_rows, text
+from builder.release.content import add, hash_rows, text
 
 TABLE = pa.table(
     {

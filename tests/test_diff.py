@@ -14,9 +14,10 @@ import pytest
 from tiny_release import MODELS, Tiny, _facts, write_tiny_release
 
 from builder import schema
-from builder.diff import Diff, as_text, diff, next_version
+from builder.check.diff import Diff, as_text, diff, next_version
 from builder.errors import UsageError
-from builder.release import parse_version, read_manifest, write_manifest
+from builder.release.manifest import read_manifest, write_manifest
+from builder.release.versions import parse_version
 
 
 @pytest.fixture(scope="module")

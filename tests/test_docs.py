@@ -6,10 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import generate as docs
 import pytest
 
 import builder
-from builder import docs, schema
+from builder import schema
 
 ROOT = Path(__file__).parent.parent
 

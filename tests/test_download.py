@@ -15,7 +15,7 @@ import pytest
 from fileserver import Fault, FileServer, serve
 
 from builder.errors import BuilderError, NetworkError
-from builder.release import file_sha256
+from builder.files import file_sha256
 from builder.sources import digests
 from builder.sources.download import ATTEMPTS, Progress, download
 

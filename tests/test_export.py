@@ -11,8 +11,8 @@ from tiny_release import LAYERS, MODELS, filters, write_tiny_release
 
 from builder import schema
 from builder.errors import UsageError
-from builder.export import croissant, export_weights
-from builder.reader import Release, open_release
+from builder.release.export import croissant, export_weights
+from builder.release.reader import Release, open_release
 
 MODEL = MODELS[0].model_id
 

@@ -12,13 +12,14 @@ import synthetic_release
 from rich.console import Console
 
 from builder import schema
+from builder.cohort.registry import load_cohort
 from builder.errors import UsageError
-from builder.moments import merge
-from builder.paper import read_published
+from builder.paper.published import read_published
 from builder.paper.reference import published_moments, write_reference
-from builder.reader import open_release
-from builder.registry import load_cohort
-from builder.sql import catalog, findings, query
+from builder.release.moments import merge
+from builder.release.reader import open_release
+from builder.release.views import open_views
+from builder.sql import catalog, findings, run
 from builder.sql.findings import CONTRARY, FAILS, HOLDS, NOT_APPLICABLE, Finding
 
 CHECKABLE_TODAY = {
@@ -55,8 +56,8 @@ def by_name(found: list[Finding]) -> dict[str, Finding]:
 
 
 def answer(release: Path, name: str) -> pd.DataFrame:
-    with query.open_views(str(release)) as con:
-        got = query.run_query(con, catalog.load(name))
+    with open_views(open_release(release)) as con:
+        got = run.run_query(con, catalog.load(name))
         return pd.DataFrame(got.rows(), columns=got.schema.names)
 
 
@@ -217,9 +218,9 @@ def test_lines_are_one_per_finding_and_a_table_fits_its_console(small: Path) -> 
 
 def test_audits_agree_with_a_build_by_the_real_code(release: Path) -> None:
     """`release` is the toy cohort, built from seeded weights."""
-    with query.open_views(str(release)) as con:
+    with open_views(open_release(release)) as con:
         for asked in catalog.list_queries():
-            rows = query.run_query(con, asked).rows()
+            rows = run.run_query(con, asked).rows()
             if "/" in asked.name:
                 assert asked.name == "audit/divergence" or rows, asked.name
                 assert all(row["within"] for row in rows), asked.name

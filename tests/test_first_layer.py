@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from builder import networks, schema
 from builder.errors import BuilderError, UsageError
-from builder.first_layer import measure_response, responses
+from builder.files import project_file
+from builder.first_layer.pgd import ascend
 from builder.first_layer.photographs import natural_images
-from builder.pgd import ascend
-from builder.release import project_file
+from builder.first_layer.response import measure_response, responses
 from builder.sources.constructors import construct
 
 EPS = 8 / 255

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.extract import Layer, bn_scale
-from builder.measure import measure_layer
-from builder.recompute import recompute
-from builder.trace import TracedConv
+from builder.check.recompute import recompute
+from builder.metrics.layer import measure_layer
+from builder.network.extract import Layer, bn_scale
+from builder.network.trace import TracedConv
 
 
 def conv_of(weight: torch.Tensor) -> TracedConv:

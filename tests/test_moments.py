@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from builder.moments import (
+from builder.release.moments import (
     Moments,
     explained_variance_ratio,
     merge,

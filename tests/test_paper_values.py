@@ -15,8 +15,8 @@ import pytest
 from conftest import DATA
 
 from builder import schema
-from builder.paper import BOX_STATISTICS, paper_table
-from builder.registry import load_cohort
+from builder.cohort.registry import load_cohort
+from builder.paper.published import BOX_STATISTICS, paper_table
 
 TIMM = {
     "timm_resnet18_imagenet1k_13": "resnet18.tv_in1k",
@@ -158,7 +158,7 @@ def test_every_divergence_of_the_figure_is_there(paper: pd.DataFrame, data: Path
 def measured(filters: np.ndarray, outs: int) -> dict[str, float]:
     """The project's own metrics of (n, 9) float64 filters of one layer."""
     torch = pytest.importorskip("torch")
-    from builder.measure import measure_columns, orthogonality
+    from builder.metrics.layer import measure_columns, orthogonality
 
     x = torch.from_numpy(filters.astype(np.float32))
     metrics = measure_columns(x.t().contiguous(), x.abs().amax(dim=1))
@@ -219,7 +219,7 @@ def test_every_network_runs_the_published_layers_and_filters(paper: pd.DataFrame
     """All 114 constructors, traced without weights."""
     if find_spec("robustbench") is None:  # to import it here would forestall our shims
         pytest.skip("needs robustbench for the constructors")
-    from builder.plan import iter_plan
+    from builder.network.plan import iter_plan
 
     by_model = paper[paper.finding == "sparsity_by_model"]
     published = by_model.pivot(index="model_id", columns="metric", values="value")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from builder import schema
-from builder.plan import PlannedModel, iter_plan, plan_json
-from builder.registry import load_cohort
+from builder.cohort.registry import load_cohort
+from builder.network.plan import PlannedModel, iter_plan, plan_json
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_totals_are_the_papers(planned: list[PlannedModel]):
 
 
 def test_counts_of_every_model_are_the_published_ones(planned: list[PlannedModel]):
-    from builder.paper import read_published
+    from builder.paper.published import read_published
 
     published = {r["model_id"]: r for r in read_published("models")}
     for p in planned:

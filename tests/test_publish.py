@@ -14,7 +14,7 @@ from hub_client import ClientError, HubClient
 from loopback_hub import Fault, Hub, Repo, running_hub
 from tiny_release import MODELS, Tiny, write_tiny_release
 
-from builder.release import read_manifest
+from builder.release.manifest import read_manifest
 
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("datasets")
@@ -25,11 +25,12 @@ SMALL = 8  # tables beside the filters: seven of the schema, and the sample
 
 PUBLISH = """
 from pathlib import Path
-from builder.hub import publish
+from builder.publish.plan import as_text, make_plan
+from builder.publish.send import publish
 options = {k: Path(v) if k == "notes" else v for k, v in dict(given).items()}
-plan = publish.make_plan(Path(root), repo_id, **options)
-print(publish.as_text(plan))
-result = vars(publish.publish(plan, private=private))
+plan = make_plan(Path(root), repo_id, **options)
+print(as_text(plan))
+result = vars(publish(plan, private=private))
 """
 
 
@@ -106,7 +107,7 @@ def test_two_versions_are_published_and_both_tags_load(
         publish(client, second)
     assert e.value.exit_code == 1
     called_for = client.run(
-        "from builder.diff import diff\n"
+        "from builder.check.diff import diff\n"
         "d = diff(a, b); result = [d.next_version, d.bump, d.models_changed]",
         a=address,
         b=str(second),
@@ -151,7 +152,7 @@ def test_what_was_published_says_it_is_a_whole_release_to_every_client(
         repo_id=ID,
         out=str(tmp_path / "copy"),
     )
-    from builder.verify import verify
+    from builder.check.verify import verify
 
     for extra in (".gitattributes", ".cache"):
         path = tmp_path / "copy" / extra
@@ -197,9 +198,9 @@ def test_a_dry_run_plans_the_same_and_changes_nothing(
     hub: Hub, client: HubClient, small: Path
 ) -> None:
     plan = client.run(
-        "from builder.hub import publish; from pathlib import Path\n"
-        "plan = publish.make_plan(Path(root), repo_id); print(publish.as_text(plan))\n"
-        "result = publish.as_json(plan)",
+        "from builder.publish.plan import as_json, as_text, make_plan; from pathlib import Path\n"
+        "plan = make_plan(Path(root), repo_id); print(as_text(plan))\n"
+        "result = as_json(plan)",
         root=str(small),
         repo_id=ID,
     )
@@ -217,11 +218,11 @@ def test_a_dry_run_plans_the_same_and_changes_nothing(
 def test_card_and_manifest_come_last_and_commits_are_bounded(
     hub: Hub, client: HubClient, first: Path
 ) -> None:
-    client.run("from builder.hub import preflight; preflight.MAX_FILES = 2")
+    client.run("from builder.publish import plan; plan.MAX_FILES = 2")
     try:
         publish(client, first)
     finally:
-        client.run("from builder.hub import preflight; preflight.MAX_FILES = 50")
+        client.run("from builder.publish import plan; plan.MAX_FILES = 50")
     history = list(hub.repos[ID].history("main"))[::-1]
     assert [c.title.split(" [")[0] for c in history[1:]] == [
         "v0.1.0 1/4: data",
@@ -333,7 +334,7 @@ def test_a_major_change_of_a_stable_version_needs_migration_notes(
 
 def test_an_address_on_this_machine_is_refused(hub: Hub, client: HubClient, tmp_path: Path) -> None:
     from builder.errors import BuilderError
-    from builder.hub.publishable import check_private
+    from builder.publish.rules import check_private
 
     root = write_tiny_release(tmp_path / "a", models=PAIR)
     text = (root / "manifest.json").read_text()
@@ -348,7 +349,7 @@ def test_a_release_that_holds_the_token_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from builder.errors import BuilderError
-    from builder.hub.publishable import check_private
+    from builder.publish.rules import check_private
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_a_test")
     with pytest.raises(BuilderError, match="or a secret") as e:

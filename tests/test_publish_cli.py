@@ -15,7 +15,7 @@ from loopback_hub import Hub, running_hub
 
 import builder as package
 from builder import schema
-from builder.release import read_manifest
+from builder.release.manifest import read_manifest
 
 pytest.importorskip("torch")
 pytest.importorskip("datasets")

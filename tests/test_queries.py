@@ -19,9 +19,11 @@ from query_oracles import KEYS, ORACLES
 from synthetic_release import NETS, World
 
 from builder import schema
-from builder.paper import paper_table
-from builder.release import project_file
-from builder.sql import catalog, query
+from builder.files import project_file
+from builder.paper.published import paper_table
+from builder.release.reader import open_release
+from builder.release.views import open_views
+from builder.sql import catalog, run
 
 ROOT = Path(__file__).parent.parent
 ANSWERS = Path(__file__).parent / "answers"
@@ -72,12 +74,12 @@ def single(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def con(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with query.open_views(str(release), threads=1) as connection:
+    with open_views(open_release(release), threads=1) as connection:
         yield connection
 
 
 def answer(con: duckdb.DuckDBPyConnection, asked: catalog.Query, **params: str) -> pd.DataFrame:
-    got = query.run_query(con, asked, params)
+    got = run.run_query(con, asked, params)
     return pd.DataFrame(got.rows(), columns=got.schema.names)
 
 
@@ -133,7 +135,7 @@ def test_the_audits_notice_a_filter_that_was_changed(
     )
     tables = {n: synthetic_release.arrow_table(n, f) for n, f in world.tables.items()}
     synthetic_release.write_tables(tmp_path, tables, filters)
-    with query.open_views(str(tmp_path)) as con:
+    with open_views(open_release(tmp_path)) as con:
         noticed = {q.name for q in AUDITS if not answer(con, q).within.all()}
     assert noticed, f"no audit noticed {column}"
     assert ("audit/linf" in noticed) == (column != "bn_scale")
@@ -182,7 +184,7 @@ def test_an_answer_is_the_stored_one(asked: catalog.Query, release: Path, tmp_pa
     fresh = stored if UPDATE else tmp_path / "answer.csv"
     fresh.parent.mkdir(exist_ok=True)
     with fresh.open("wb") as out:
-        query.answer_query(str(release), asked.name, out, form="csv")
+        run.answer_query(str(release), asked.name, out, form="csv")
     ours, theirs = _csv_rows(fresh), _csv_rows(stored)
     assert len(ours) == len(theirs) and ours[0] == theirs[0]
     for mine, yours in zip(ours, theirs, strict=True):
@@ -207,9 +209,9 @@ def test_every_query_runs_in_the_bare_client_through_views_sql(
 def test_columns_keep_their_types_without_rows(
     asked: catalog.Query, con: duckdb.DuckDBPyConnection, empty: Path
 ) -> None:
-    full = query.run_query(con, asked).schema
-    with query.open_views(str(empty)) as nothing:
-        assert query.run_query(nothing, asked).schema.names == full.names
+    full = run.run_query(con, asked).schema
+    with open_views(open_release(empty)) as nothing:
+        assert run.run_query(nothing, asked).schema.names == full.names
     assert len(set(full.names)) == len(full.names)
 
 

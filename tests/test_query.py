@@ -18,7 +18,9 @@ from hub_client import ClientError, HubClient
 from loopback_hub import Hub, running_hub
 
 from builder.errors import BuilderError, UsageError
-from builder.sql import catalog, query, render
+from builder.release.reader import open_release
+from builder.release.views import open_views
+from builder.sql import catalog, render, run
 from builder.sql.record import record
 
 
@@ -30,7 +32,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def con(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with query.open_views(str(release)) as connection:
+    with open_views(open_release(release)) as connection:
         yield connection
 
 
@@ -39,7 +41,7 @@ def ask(
 ) -> tuple[bytes, str]:
     """The answer's bytes, and what was said beside it."""
     out = io.BytesIO()
-    said = query.answer_query(str(release), name, out, form=form, params=params, width=width)
+    said = run.answer_query(str(release), name, out, form=form, params=params, width=width)
     return out.getvalue(), said
 
 
@@ -185,13 +187,13 @@ def test_a_damaged_release_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_a_memory_limit_is_kept_and_explained(release: Path) -> None:
     asked = catalog.parse("big", "select list(random()) as x from range(50000000)")
-    with query.open_views(str(release), memory_limit="100MB") as con:
+    with open_views(open_release(release), memory_limit="100MB") as con:
         with pytest.raises(BuilderError, match="out of memory") as raised:
-            query.run_query(con, asked)
+            run.run_query(con, asked)
         assert "--memory-limit" in raised.value.hint
     with (
         pytest.raises(UsageError, match="--memory-limit much"),
-        query.open_views(str(release), memory_limit="much"),
+        open_views(open_release(release), memory_limit="much"),
     ):
         pass
 
@@ -214,7 +216,7 @@ def test_the_readme_index_links_every_query() -> None:
 
 
 def test_every_answer_is_written_beside_a_release(release: Path, tmp_path: Path) -> None:
-    query.write_answers(str(release), tmp_path / "answers")
+    run.write_answers(str(release), tmp_path / "answers")
     written = sorted(p.stem for p in (tmp_path / "answers").iterdir())
     assert written == [q.name for q in catalog.list_findings()]
     one = tmp_path / "answers" / "06_sparsity_overall.csv"
@@ -272,9 +274,9 @@ api.create_tag("lens/tiny", tag="v0.1.0", revision=info.oid, repo_type="dataset"
 
 REMOTE = """
 import io
-from builder.sql import query
+from builder.sql import run
 out = io.BytesIO()
-query.answer_query(address, asked, out, form="csv")
+run.answer_query(address, asked, out, form="csv")
 result = out.getvalue().decode()
 """
 

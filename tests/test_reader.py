@@ -17,7 +17,7 @@ from tiny_release import LAYERS, MODELS, write_tiny_release
 import builder
 from builder import schema
 from builder.errors import UsageError
-from builder.reader import Release, open_release, to_array
+from builder.release.reader import Release, open_release, to_array
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +95,14 @@ def test_tables_come_as_arrow_with_the_types_of_the_schema(release: Release) -> 
         assert table.schema.names == list(schema.TABLES[name].names)
         assert table.schema.equals(schema.TABLES[name].arrow)
     folded = release.table(
-        "layers", columns=["layer", "sparsity"], filters=[("weights", "=", "folded")]
+        "layers", columns=["layer", "sparsity"], where=[("weights", "=", "folded")]
     )
     assert folded.num_rows == len(LAYERS) * len(MODELS)
     assert folded.column_names == ["layer", "sparsity"]
 
 
 def test_row_groups_without_the_layer_are_not_read(tmp_path: Path, root: Path) -> None:
-    from builder.reader import _row_groups
+    from builder.release.reader import _row_groups
 
     source = root / schema.filters_path("cifar10", MODELS[0].model_id)
     pq.write_table(pq.ParquetFile(source).read(), tmp_path / "f.parquet", row_group_size=64)
@@ -181,7 +181,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("view", schema.WEIGHT_VIEWS)
 def test_batches_come_at_ten_million_filters_per_second(large: Path, view: str) -> None:
-    from builder.reader import _batches
+    from builder.release.reader import _batches
 
     best = 0.0
     for _ in range(5):

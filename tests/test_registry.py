@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import write_cohort
 
+from builder.cohort.registry import ModelSpec, load_cohort
 from builder.errors import UsageError
-from builder.registry import ModelSpec, load_cohort
 
 PAPER = load_cohort("paper")
 

@@ -22,10 +22,10 @@ from fileserver import Fault, FileServer, serve
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from builder import sources
+from builder.cohort.registry import ModelSpec, load_cohort
 from builder.errors import BuilderError, NetworkError, UsageError
-from builder.registry import ModelSpec, load_cohort
 from builder.sources import digests
+from builder.sources import fetch as sources
 
 State = dict[str, Tensor]
 Loaded = Mapping[str, Tensor]

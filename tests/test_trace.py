@@ -7,9 +7,9 @@ from onnx_oracle import randomise, read_onnx
 from torch import nn
 
 from builder.errors import BuilderError
-from builder.extract import iter_layers
-from builder.sources import construct
-from builder.trace import depth_bin, trace
+from builder.network.extract import iter_layers
+from builder.network.trace import depth_bin, trace
+from builder.sources.fetch import construct
 
 CONSTRUCTORS = [
     pytest.param(name, size, id=name)

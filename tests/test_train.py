@@ -21,8 +21,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
-from builder.registry import load_cohort
 from builder.training import train as training
 from builder.training.attack import PGD20, Attack, accuracy, perturb
 from builder.training.images import Images, load_images

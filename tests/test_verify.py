@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from builder import sample, schema
+from builder import schema
+from builder.check.verify import verify
 from builder.errors import BuilderError, UsageError
-from builder.release import file_sha256, read_manifest, write_manifest
-from builder.verify import verify
-from builder.write import TABLE_SETTINGS, write_table
+from builder.files import file_sha256
+from builder.release.manifest import read_manifest, write_manifest
+from builder.release.write import TABLE_SETTINGS, write_table
 
 MODEL = "cifar10-robust-alpha"
 
@@ -99,7 +100,7 @@ def forge(root: Path, path: str, change: Callable[[pa.Table], pa.Table], table: 
                  "sha256": file_sha256(root / path), "content_hash": "0" * 32}  # fmt: skip
     else:
         columns = schema.TABLES.get(table, schema.FILTERS)
-        facts = asdict(write_table(root / path, columns, rows, "seeded:0"))
+        facts = write_table(root / path, columns, rows, "seeded:0")
     manifest = read_manifest(root)
     manifest["files"][path] = facts
     write_manifest(root, manifest)
@@ -198,10 +199,10 @@ def test_a_forged_filter_is_reported_by_the_full_tier(copy: Path):
 
 
 def test_a_forged_sample_is_reported_by_the_full_tier(copy: Path):
-    rows = pq.read_table(copy / sample.PATH)
-    forge(copy, sample.PATH, with_value("w11", 2, 0.125), "filters_sample")
+    rows = pq.read_table(copy / schema.SAMPLE)
+    forge(copy, schema.SAMPLE, with_value("w11", 2, 0.125), "filters_sample")
     assert "filters_sample.parquet: 1 rows are none of the filters" in reported(copy, full=True)
-    forge(copy, sample.PATH, lambda t: rows.drop_columns(["linf"]), "filters")
+    forge(copy, schema.SAMPLE, lambda t: rows.drop_columns(["linf"]), "filters")
     assert "columns differ from table 'filters'" in reported(copy)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder import schema, write
-from builder.write import FilterWriter, table_from_rows, write_table
+from builder import schema
+from builder.release import write
+from builder.release.manifest import FileFacts
+from builder.release.write import FilterWriter, table_from_rows, write_table
 
 
 def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +20,7 @@ def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return columns, np.abs(columns).max(axis=0)
 
 
-def filters(path: Path, *layers: tuple[int, int]) -> write.Written:
+def filters(path: Path, *layers: tuple[int, int]) -> FileFacts:
     """Write layers of (out_channels, in_channels)."""
     with FilterWriter(path, "cifar10", "cifar10-robust-a", "checkpoints") as writer:
         for index, (out, inside) in enumerate(layers):
@@ -33,7 +35,7 @@ def test_rows_come_back_in_key_order_with_their_values(tmp_path: Path):
     written = filters(tmp_path / "f.parquet", (4, 3), (5, 2))
     table = pq.read_table(tmp_path / "f.parquet")
     assert table.schema.equals(schema.FILTERS.arrow)
-    assert written.rows == table.num_rows == 22
+    assert written["rows"] == table.num_rows == 22
     assert table["layer_index"].to_pylist() == [0] * 12 + [1] * 10
     assert table["out_channel"].to_pylist()[:4] == [0, 0, 0, 1]
     assert table["in_channel"].to_pylist()[12:16] == [0, 1, 0, 1]
@@ -62,8 +64,8 @@ def test_row_groups_pages_and_encodings_are_the_measured_ones(tmp_path: Path):
 def test_the_same_rows_give_the_same_bytes_and_a_change_another_hash(tmp_path: Path):
     first = filters(tmp_path / "a.parquet", (4, 3), (5, 2))
     assert filters(tmp_path / "b.parquet", (4, 3), (5, 2)) == first
-    assert filters(tmp_path / "c.parquet", (4, 3), (2, 5)).content_hash != first.content_hash
-    assert first.bytes == (tmp_path / "a.parquet").stat().st_size
+    assert filters(tmp_path / "c.parquet", (4, 3), (2, 5))["content_hash"] != first["content_hash"]
+    assert first["bytes"] == (tmp_path / "a.parquet").stat().st_size
 
 
 def test_a_failure_leaves_no_file(tmp_path: Path):
@@ -116,7 +118,7 @@ def test_small_tables_keep_their_types_and_nulls(tmp_path: Path):
     path = tmp_path / "pairs.parquet"
     written = write_table(path, schema.PAIRS, table_from_rows(schema.PAIRS, [pair]), "seeded:3")
     table = pq.read_table(path)
-    assert table.to_pylist() == [pair] and written.rows == 1
+    assert table.to_pylist() == [pair] and written["rows"] == 1
     assert table.schema.metadata[b"rfl.weights"] == b"seeded:3"
     empty = write_table(path, schema.PAIRS, table_from_rows(schema.PAIRS, []), "checkpoints")
-    assert empty.rows == 0 and pq.read_table(path).schema.equals(schema.PAIRS.arrow)
+    assert empty["rows"] == 0 and pq.read_table(path).schema.equals(schema.PAIRS.arrow)

@@ -15,10 +15,10 @@ from conftest import DATA
 from safetensors.torch import load_file
 
 from builder import open_release
+from builder.check.recompute import recompute
+from builder.cohort.registry import ModelSpec, load_cohort
+from builder.files import file_sha256
 from builder.networks import WideResNet
-from builder.recompute import recompute
-from builder.registry import ModelSpec, load_cohort
-from builder.release import file_sha256
 from builder.sources.constructors import construct
 from builder.training.attack import PGD20, accuracy
 from builder.training.images import load_images

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder import content, schema
-from builder.card import render_card
-from builder.release import file_sha256, write_manifest
-from builder.sample import write_filters_sample
+from builder import schema
+from builder.files import file_sha256
+from builder.release import content
+from builder.release.card import render_card
+from builder.release.manifest import write_manifest
+from builder.release.sample import write_filters_sample
 
 LAYERS = (("conv1", 8, 3), ("layer1.0.conv1", 8, 8), ("layer1.0.conv2", 16, 8))
 """Module path, output channels, input channels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+import builder
 from builder import __version__, progress
 from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError
 
@@ -71,6 +73,8 @@ ReleaseOption = Annotated[
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="DuckDB's memory, e.g. 4GB.")
 ]
+Release = Annotated[Path, typer.Argument(help="A release folder, e.g. out/mini.")]
+Address = Annotated[str, typer.Argument(help="A folder, or hf://datasets/org/name@tag.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -110,7 +114,7 @@ def print_table(names: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
 
 def _version(show: bool) -> None:
     if show:
-        sys.stdout.write(f"builder {__version__}\n")
+        sys.stdout.write(f"builder {__version__} from {Path(builder.__file__).parent}\n")
         raise typer.Exit
 
 

@@ -1,9 +1,8 @@
-"""Commands left of the release: plan, build, train, bench."""
+"""Make a release: plan, build, train."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,6 @@ from builder.cli.app import (
     Models,
     Quiet,
     app,
-    bench,
     print_json,
     print_table,
     say,
@@ -36,8 +34,8 @@ def plan(
 
     Example: builder plan --cohort paper --json
     """
-    from builder.plan import iter_plan, plan_json
-    from builder.registry import load_cohort
+    from builder.cohort.registry import load_cohort
+    from builder.network.plan import iter_plan, plan_json
 
     selected = load_cohort(cohort).select(models)
     planned = []
@@ -111,8 +109,8 @@ def build(
 
     Example: builder build --cohort paper --weights seeded:0 --models 'cifar10-*R18*'
     """
-    from builder.build import Options, build
-    from builder.registry import load_cohort
+    from builder.building.run import Options, build
+    from builder.cohort.registry import load_cohort
 
     chosen = load_cohort(cohort)
     root = out or Path("out") / chosen.name
@@ -148,7 +146,7 @@ def build(
 
 
 def _summary(root: Path, already_there: bool) -> None:
-    from builder.release import read_manifest
+    from builder.release.manifest import read_manifest
 
     manifest = read_manifest(root)
     totals, size = manifest["totals"], sum(f["bytes"] for f in manifest["files"].values())
@@ -192,72 +190,18 @@ def train(
 
     Example: builder train mini --only 'cifar10-robust-*' --data ~/cifar10
     """
-    import torch
-
-    from builder.build import resolve_device
-    from builder.registry import load_cohort
+    from builder.cohort.registry import load_cohort
     from builder.training.members import counterparts, read_recipes, select, train_members
 
     if target == "mini":
         recipes = select(read_recipes(), only)
     else:
         recipes = counterparts(load_cohort(cohort), target)
-    where = torch.device(resolve_device(device))
     cards = []
     for card in train_members(
-        recipes, data=data, out=out, device=where, console=progress.console(), force=force
+        recipes, data=data, out=out, device=device, console=progress.console(), force=force
     ):
         cards.append(card)
         say(f"{card['name']}: clean {card['clean_acc']} %, PGD-20 {card['pgd20_acc']} %")
     if as_json:
         print_json({"members": cards})
-
-
-@bench.command("build")
-def bench_build(
-    model: Annotated[
-        str | None, typer.Option(help="model_id in the paper cohort; default a WideResNet-70-16.")
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """First pass over one model with seeded weights, next to a bare Parquet writer.
-
-    Example: builder bench build --device cuda
-    """
-    from builder.bench import LARGE, bench_build
-
-    result = bench_build(model or LARGE, device)
-    if as_json:
-        print_json(result)
-        return
-    sys.stdout.write(
-        f"{result['model_id']}, {result['weights']} (SYNTHETIC), {result['device']}: "
-        f"{result['n_filters']:,} filters, {result['bytes'] / 1e6:,.0f} MB\n"
-        f"build        {result['build_s']:7.1f} s  {result['filters_per_s'] / 1e6:5.2f} M filters/s"
-        f"  peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB\n"
-        f"bare writer  {result['bare_writer_s']:7.1f} s  "
-        f"{result['bare_writer_filters_per_s'] / 1e6:5.2f} M filters/s\n"
-        f"build / bare writer {result['build_over_bare_writer']:.2f}\n"
-    )
-
-
-@bench.command("read")
-def bench_read(
-    release: Annotated[Path, typer.Argument(help="A release folder.")] = Path("out/mini"),
-    as_json: Json = False,
-) -> None:
-    """Read every filter of a release back in Arrow batches: millions of filters per second.
-
-    Example: builder bench read out/mini
-    """
-    from builder.bench import bench_read
-
-    result = bench_read(release)
-    if as_json:
-        print_json(result)
-        return
-    n, rows = result.pop("n_filters"), result.pop("batch_rows")
-    sys.stdout.write(f"{result.pop('release')}: {n:,} filters, batches of {rows:,}\n")
-    for route, rate in result.items():
-        sys.stdout.write(f"{route:26} {rate:6.1f} M filters/s\n")

@@ -8,27 +8,24 @@ and first-layer responses are empty. It calls its weights `published`: values co
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-import builder
-from builder import moments, schema
+from builder import schema
+from builder.cohort.registry import Cohort, load_cohort
 from builder.errors import BuilderError, UsageError
-from builder.moments import Array, Moments
-from builder.paper import UNIONS, paper_table, read_published
-from builder.registry import Cohort, load_cohort
-from builder.release import project_file, write_manifest
-from builder.write import table_from_rows, write_table
+from builder.paper.published import paper_table, read_published
+from builder.release import moments
+from builder.release.manifest import FileFacts, Provenance, tools, write_manifest
+from builder.release.moments import Array, Moments
+from builder.release.texts import write_texts
+from builder.release.write import table_from_rows, write_table
 
 WEIGHTS = "published"
 SOURCE_URL = "https://github.com/paulgavrikov/cvpr22w_RobustnessThroughTheLens"
@@ -65,22 +62,6 @@ def published_moments(row: dict[str, str]) -> Moments:
     return Moments(n, _floats(row, "mean", 9), scatter)
 
 
-def _basis(
-    basis: str, n: int, mean: Array, variances: Array, ratios: Array, directions: Array
-) -> Iterable[dict[str, Any]]:
-    for i in range(9):
-        yield {
-            "basis": basis,
-            "weights": "folded",
-            "component": i,
-            "n_samples": n,
-            "explained_variance": float(variances[i]),
-            "explained_variance_ratio": float(ratios[i]),
-            "direction": directions[i].tolist(),
-            "mean": mean.tolist(),
-        }
-
-
 def pca_rows(cohort: Cohort) -> list[dict[str, Any]]:
     """Rows of `pca`: the published basis of each model, and the unions merged from them."""
     published = {row["basis"]: row for row in read_published("pca")}
@@ -88,23 +69,22 @@ def pca_rows(cohort: Cohort) -> list[dict[str, Any]]:
     for model in cohort.models:
         row = published[model.model_id]
         ratios = _floats(row, "ratio", 9)
-        rows += _basis(
+        rows += moments.component_rows(
             model.model_id,
+            "folded",
             int(row["n_samples"]),
             _floats(row, "mean", 9),
             float(row["variance"]) * ratios,
             ratios,
             _directions(row),
         )
-    for union in UNIONS:
+    for union in schema.UNIONS:
         total = moments.merge(
             published_moments(published[m.model_id])
             for m in cohort.models
-            if union == "full" or m.robust == (union == "robust")
+            if schema.in_union(union, m.robust)
         )
-        variances, directions = moments.principal_directions(total)
-        ratios = moments.explained_variance_ratio(total.scatter)
-        rows += _basis(union, total.n, total.mean, variances, ratios, directions)
+        rows += moments.basis_rows(union, "folded", total)
     return rows
 
 
@@ -128,51 +108,28 @@ def model_rows(cohort: Cohort) -> list[dict[str, Any]]:
 
 
 def _tables(cohort: Cohort) -> dict[str, pa.Table]:
-    pairs = [
-        {
-            "robust_model_id": robust.model_id,
-            "standard_model_id": standard.model_id,
-            "dataset": robust.dataset,
-            "architecture": robust.architecture,
-        }
-        for robust, standard in cohort.pairs
-    ]
     filled = {
         "models": table_from_rows(schema.MODELS, model_rows(cohort)),
-        "pairs": table_from_rows(schema.PAIRS, pairs),
+        "pairs": table_from_rows(schema.PAIRS, cohort.pair_rows()),
         "pca": table_from_rows(schema.PCA, pca_rows(cohort)),
         "paper": paper_table(),
     }
     return {n: filled.get(n, schema.TABLES[n].arrow.empty_table()) for n in schema.SMALL_TABLES}
 
 
-def _plain_files(root: Path) -> dict[str, dict[str, Any]]:
-    """Write the README and the queries; their entries in the manifest."""
-    queries = project_file("queries")
-    contents = {
-        f"queries/{p.relative_to(queries).as_posix()}": p.read_bytes()
-        for p in sorted(queries.rglob("*.sql"))
-    }
-    contents["README.md"] = _README.encode()
-    entries: dict[str, dict[str, Any]] = {}
-    for path, data in contents.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        entries[path] = {"rows": None, "bytes": len(data), "sha256": digest, "content_hash": None}
-    return entries
-
-
 def _fill(root: Path, version: str) -> None:
     cohort = load_cohort("paper")
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, FileFacts] = {}
     for name, rows in _tables(cohort).items():
         path = schema.table_path(name)
-        files[path] = asdict(write_table(root / path, schema.TABLES[name], rows, WEIGHTS))
-    files |= _plain_files(root)
-    unread = {"source_url": SOURCE_URL, "checkpoint_urls": None}
-    unread |= {"checkpoint_bytes": None, "checkpoint_sha256": None}
-    tools = {name: metadata.version(name) for name in ("numpy", "pyarrow")}
+        files[path] = write_table(root / path, schema.TABLES[name], rows, WEIGHTS)
+    files |= write_texts(root, _README)
+    unread: Provenance = {
+        "source_url": SOURCE_URL,
+        "checkpoint_urls": None,
+        "checkpoint_bytes": None,
+        "checkpoint_sha256": None,
+    }
     write_manifest(
         root,
         {
@@ -182,11 +139,7 @@ def _fill(root: Path, version: str) -> None:
             "cohort": {"name": cohort.name, "digest": cohort.digest, "models": None},
             "weights": WEIGHTS,
             "options": {"first_layer": False},
-            "tools": {
-                "python": platform.python_version(),
-                "builder": builder.__version__,
-                **tools,
-            },
+            "tools": tools("numpy", "pyarrow"),
             "totals": {
                 "models": len(cohort.models),
                 "pairs": len(cohort.pairs),

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
+from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
-from builder.registry import ModelSpec
 from builder.sources.checkpoint import SUFFIXES
 from builder.sources.constructors import robustbench_entry, robustbench_name
 

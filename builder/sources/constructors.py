@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
-from builder.registry import ModelSpec
 from builder.sources.compat import import_robustbench, import_torchvision
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from builder.errors import BuilderError, UsageError
-from builder.release import write_atomic
+from builder.files import write_atomic
 
 _LINE = re.compile(r"([0-9a-f]{64}) (\d+) (.+)")
 

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from builder.errors import UsageError
-from builder.release import project_file
+from builder.files import project_file
 
 FIELDS = ("title", "finding", "paper", "expect", "note", "param")
 """Fields of a header. `param: name, what it means and its default` may come more than once."""

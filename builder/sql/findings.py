@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 import duckdb
 
 from builder import hub
+from builder.cohort.registry import load_cohort
 from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
-from builder.reader import open_release
-from builder.registry import load_cohort
-from builder.release import project_file
-from builder.sql import catalog, query
+from builder.files import project_file
+from builder.release.reader import open_release
+from builder.release.views import open_views
+from builder.sql import catalog
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,18 +147,18 @@ def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
 
     Args:
         release: folder or Hub address.
-        memory_limit: as in `query.open_views`.
+        memory_limit: as in `views.open_views`.
 
     Raises:
         UsageError: no release there.
         BuilderError: a query or claim of the project does not run.
     """
-    manifest = open_release(hub.release_address(release)).manifest
-    with query.open_views(release, memory_limit=memory_limit) as con:
+    opened = open_release(hub.release_address(release))
+    with open_views(opened, memory_limit=memory_limit) as con:
         found = []
         for asked in catalog.list_findings():
             try:
-                found.append(_examine(con, manifest, asked))
+                found.append(_examine(con, opened.manifest, asked))
             except duckdb.Error as e:
                 raise BuilderError(f"{asked.name}: {e}") from None
         return found

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from builder.errors import UsageError
-from builder.release import read_manifest, write_atomic
+from builder.files import write_atomic
+from builder.release.manifest import read_manifest
 from builder.schema import MANIFEST
-from builder.sql.query import write_answers
+from builder.sql.run import write_answers
 
 
 def record(root: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from builder.pgd import ascend
+from builder.first_layer.pgd import ascend
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.cohort.registry import N_CLASSES
 from builder.errors import NetworkError, UsageError
-from builder.registry import N_CLASSES
 
 HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 _LABELS = ("label", "fine_label")

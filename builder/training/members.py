@@ -24,9 +24,10 @@ from rich.console import Console
 from torch import nn
 
 from builder import schema
+from builder.cohort.registry import Cohort
 from builder.errors import BuilderError, UsageError
-from builder.registry import Cohort
-from builder.release import file_sha256, write_atomic
+from builder.files import file_sha256, write_atomic
+from builder.network.device import resolve_device
 from builder.sources.constructors import construct
 from builder.training.attack import PGD20, accuracy
 from builder.training.images import Images, check_trainable, load_images
@@ -219,15 +220,20 @@ def train_members(
     *,
     data: str | None,
     out: Path,
-    device: torch.device,
+    device: str,
     console: Console,
     force: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Train recipes one after the other, a progress line each; yields their cards."""
+    """Train recipes one after the other, a progress line each; yields their cards.
+
+    Args:
+        device: auto, cpu or cuda. The others: see `train_member`.
+    """
+    where = torch.device(resolve_device(device))
     for recipe in recipes:
         with progress_line(recipe.name, console) as on_step:
             card = train_member(
-                recipe, data=data, out=out, device=device, on_step=on_step, force=force
+                recipe, data=data, out=out, device=where, on_step=on_step, force=force
             )
         yield card
 

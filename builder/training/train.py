@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.errors import BuilderError, UsageError
-from builder.release import write_atomic
+from builder.files import write_atomic
 from builder.training.attack import Attack, as_input, autocast, perturb
 from builder.training.images import Images
 

@@ -1,0 +1,244 @@
+"""What spans the models of a build: the small tables, the union bases, the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from builder import schema
+from builder.cohort.registry import Cohort
+from builder.metrics.histograms import Projector, histogram_table
+from builder.network.plan import PlannedModel
+from builder.paper.published import paper_table
+from builder.release import moments, sample
+from builder.release.card import render_card
+from builder.release.manifest import FileFacts, Manifest, Provenance, tools, write_manifest
+from builder.release.moments import Moments
+from builder.release.texts import write_texts
+from builder.release.write import table_from_rows, write_table
+
+if TYPE_CHECKING:
+    from builder.progress import Report
+
+TOOLS = ("torch", "numpy", "pyarrow", "robustbench", "timm")
+
+
+def finish(
+    root: Path,
+    identity: dict[str, Any],
+    cohort: Cohort,
+    planned: Sequence[PlannedModel],
+    records: Sequence[dict[str, Any]],
+    report: Report,
+) -> list[str]:
+    """Write everything but the filters, the manifest last; return the problems found.
+
+    Args:
+        root: the build folder, every filter file in place.
+        identity: what the build is made of, see `build.identity`.
+        cohort: the selected models, in the order of `planned` and `records`.
+    """
+    weights = identity["weights"]
+    files: dict[str, FileFacts] = {r["path"]: r["file"] for r in records}
+
+    def write(name: str, rows: pa.Table) -> None:
+        report("tables", name, 0, None)
+        path = schema.table_path(name)
+        files[path] = write_table(root / path, schema.TABLES[name], rows, weights)
+
+    layers = [row for record in records for row in record["layers"]]
+    bases = pca_rows(planned, layers)
+    write("layers", table_from_rows(schema.LAYERS, layers))
+    write("pca", table_from_rows(schema.PCA, bases))
+    models = model_rows(planned, records)
+    write("models", table_from_rows(schema.MODELS, models))
+    write("pairs", table_from_rows(schema.PAIRS, cohort.pair_rows()))
+    first_layer = [row for record in records for row in record["first_layer"]]
+    write("first_layer", table_from_rows(schema.FIRST_LAYER, first_layer))
+    write("paper", paper_table())
+    write("histograms", histograms(root, planned, records, bases, report))
+    files[schema.SAMPLE] = sample.write_filters_sample(root, weights)
+
+    problems = [text for record in records for text in record["problems"]]
+    manifest: Manifest = {
+        "name": "robust-filter-lens",
+        "version": identity["version"],
+        "schema_version": identity["schema_version"],
+        "cohort": identity["cohort"],
+        "weights": weights,
+        "options": identity["options"],
+        "tools": tools(*TOOLS),
+        "totals": {
+            "models": len(planned),
+            "pairs": len(cohort.pairs),
+            "layers": sum(len(p.layers) for p in planned),
+            "filters": sum(p.n_filters for p in planned),
+        },
+        "models": {
+            p.spec.model_id: _provenance(p, record)
+            for p, record in zip(planned, records, strict=True)
+        },
+        "duplicates": _duplicates(models),
+        "problems": problems,
+        "files": files,
+    }
+    files |= write_texts(root, render_card(manifest, root))
+    write_manifest(root, manifest)
+    return problems
+
+
+def _provenance(p: PlannedModel, record: dict[str, Any]) -> Provenance:
+    checkpoint = record["checkpoint"] or {}
+    return {
+        "source_url": p.source.url,
+        "checkpoint_urls": checkpoint.get("urls"),
+        "checkpoint_bytes": checkpoint.get("bytes"),
+        "checkpoint_sha256": checkpoint.get("sha256"),
+    }
+
+
+def _duplicates(models: list[dict[str, Any]]) -> list[list[str]]:
+    """Groups of models with identical filters."""
+    groups: dict[str, list[str]] = {}
+    for m in models:
+        groups.setdefault(m["same_filters_as"] or m["model_id"], []).append(m["model_id"])
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def model_rows(
+    planned: Sequence[PlannedModel], records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of `models`: the cohort's facts, provenance, and aggregates over the layers."""
+    rows = []
+    first: dict[str, str] = {}
+    for p, record in zip(planned, records, strict=True):
+        spec, filters_hash = p.spec, record["file"]["content_hash"]
+        same = first.setdefault(filters_hash, spec.model_id)
+        checkpoint = record["checkpoint"] or {}
+        rows.append(
+            {
+                **asdict(spec),
+                "model_id": spec.model_id,
+                "source": p.source.kind,
+                "source_url": p.source.url,
+                "checkpoint_sha256": checkpoint.get("sha256"),
+                "checkpoint_bytes": checkpoint.get("bytes"),
+                "n_params": p.n_params,
+                "n_layers": len(p.layers),
+                "n_filters": p.n_filters,
+                "filters_hash": filters_hash,
+                "same_filters_as": same if same != spec.model_id else None,
+                **aggregate(record["layers"], "folded"),
+                **aggregate(record["layers"], "trained"),
+            }
+        )
+    return rows
+
+
+def aggregate(layers: list[dict[str, Any]], view: str) -> dict[str, Any]:
+    """Metrics of a model from its layers; all null where one layer has no metrics.
+
+    Sparsity is a ratio of sums, entropy is weighted by non-sparse filters, orthogonality by
+    output channels (paper section 3). Layers of one channel have no orthogonality.
+    """
+    suffix = schema.VIEW_SUFFIX[view]
+    rows = [row for row in layers if row["weights"] == view]
+    if any(row["layer_linf"] is None for row in rows):
+        names = ("n_sparse", "sparsity", "variance_entropy", "orthogonality")
+        return {name + suffix: None for name in names}
+    n_sparse = sum(row["n_sparse"] for row in rows)
+    n_filters = sum(row["n_filters"] for row in rows)
+    return {
+        "n_sparse" + suffix: n_sparse,
+        "sparsity" + suffix: n_sparse / n_filters,
+        "variance_entropy" + suffix: _mean(
+            (row["variance_entropy"], row["n_filters"] - row["n_sparse"]) for row in rows
+        ),
+        "orthogonality" + suffix: _mean(
+            (row["orthogonality"], row["out_channels"])
+            for row in rows
+            if row["orthogonality"] is not None
+        ),
+    }
+
+
+def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:
+    """Weighted mean; None without weight."""
+    pairs = list(weighted)
+    total = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / total if total else None
+
+
+def layer_moments(row: dict[str, Any]) -> Moments:
+    """Moments of the scaled non-sparse filters of a row of `layers`; empty without metrics."""
+    if row["layer_linf"] is None:
+        return Moments(0, np.zeros(9), np.zeros((9, 9)))
+    return Moments(
+        row["n_filters"] - row["n_sparse"],
+        np.array(row["mean"]),
+        moments.unpack(np.array(row["scatter"])),
+    )
+
+
+def pca_rows(
+    planned: Sequence[PlannedModel], layers: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of `pca`: every model and every union that has models, in both views."""
+    merged: dict[tuple[str, str], Moments] = {}
+    for view in schema.WEIGHT_VIEWS:
+        of_model: dict[str, list[Moments]] = {p.spec.model_id: [] for p in planned}
+        for row in layers:
+            if row["weights"] == view:
+                of_model[row["model_id"]].append(layer_moments(row))
+        for model_id, parts in of_model.items():
+            merged[model_id, view] = moments.merge(parts)
+        for union in schema.UNIONS:
+            members = [p.spec.model_id for p in planned if schema.in_union(union, p.spec.robust)]
+            if members:
+                merged[union, view] = moments.merge(merged[m, view] for m in members)
+    return [
+        row
+        for (basis, view), total in sorted(merged.items())
+        for row in moments.basis_rows(basis, view, total)
+    ]
+
+
+def histograms(
+    root: Path,
+    planned: Sequence[PlannedModel],
+    records: Sequence[dict[str, Any]],
+    bases: Sequence[dict[str, Any]],
+    report: Report,
+) -> pa.Table:
+    """The table `histograms`: two passes over the stored filters, see metrics/histograms.py."""
+    full = [row for row in bases if row["basis"] == "full" and row["weights"] == "folded"]
+    directions = np.array([row["direction"] for row in full])
+    mean = np.array(full[0]["mean"])
+    projectors = [
+        Projector(
+            root / record["path"],
+            [row for row in record["layers"] if row["weights"] == "folded"],
+            directions,
+            mean,
+        )
+        for record in records
+    ]
+    low, high = np.inf, -np.inf
+    for i, projector in enumerate(projectors, 1):
+        lowest, highest = projector.extent()
+        low, high = min(low, lowest), max(high, highest)
+        report("histograms", "range", i, len(projectors))
+    if low > high:  # no filter at all
+        low = high = 0.0
+    tables = []
+    for i, (p, projector) in enumerate(zip(planned, projectors, strict=True), 1):
+        counts = projector.counts(low, high)
+        bins = sorted({conv.depth_bin for conv in p.layers})
+        tables.append(histogram_table(p.spec.dataset, p.spec.model_id, bins, counts, low, high))
+        report("histograms", "counts", i, len(projectors))
+    return pa.concat_tables(tables).unify_dictionaries()

@@ -1,0 +1,184 @@
+"""The folder of a build in progress: whose it is, what is finished in it, and nobody else's.
+
+`OUT/.build` exists from the first moment of a build to the last: it holds a lock, the identity of
+the build, and one JSON record per finished model. A record is written after the model's filter
+file has its final name, so whatever the moment a build stops, the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.errors import BuilderError, UsageError
+from builder.files import write_atomic
+from builder.release.manifest import read_manifest
+from builder.schema import MANIFEST
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+OWN = ("data", "queries", "README.md")
+"""What a build writes at the top of its folder, besides the manifest and `.build`."""
+IDENTITY = ".build/identity.json"
+_NOT_BEGUN = {".build", ".build/lock", ".build/.identity.json.tmp"}
+"""All that a build leaves that was killed before it wrote its identity."""
+
+
+class Workspace:
+    """Records of finished models under OUT/.build."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records = root / ".build" / "models"
+
+    def begin(self, identity: dict[str, Any], fresh: bool) -> None:
+        """Make the folder this build's: go on with what is finished, or delete it if `fresh`.
+
+        Killed at any point of this, the folder is still a build's, and one that is never taken for
+        complete: records go before the identity changes, and the manifest before the data.
+        """
+        if fresh:
+            _remove(self._records)
+        write_atomic(self.root / IDENTITY, json.dumps(identity).encode())
+        _remove(self.root / MANIFEST)
+        if not self._records.exists():  # nothing is finished: what is here is of an earlier build
+            for name in OWN:
+                _remove(self.root / name)
+        for name in (*OWN, MANIFEST, ".build"):
+            _remove(self.root / f".{name}.tmp")
+            for leftover in (self.root / name).rglob(".*.tmp"):
+                leftover.unlink()
+
+    def record(self, model_id: str, facts: dict[str, Any]) -> None:
+        """Note a finished model. `facts` must survive JSON."""
+        text = json.dumps(facts, allow_nan=False)
+        write_atomic(self._records / f"{model_id}.json", text.encode())
+
+    def forget(self, model_id: str) -> None:
+        """Before a model is made anew: its old record must not vouch for the new file."""
+        (self._records / f"{model_id}.json").unlink(missing_ok=True)
+
+    def finished(self, model_id: str) -> dict[str, Any] | None:
+        """The record of a model whose filter file is in place, else None."""
+        try:
+            facts: dict[str, Any] = json.loads((self._records / f"{model_id}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        file = self.root / facts["path"]
+        return facts if file.is_file() and file.stat().st_size == facts["file"]["bytes"] else None
+
+
+@contextmanager
+def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterator[Workspace | None]:
+    """Take hold of a build folder; None where it already holds exactly this release.
+
+    What it holds is left alone until `Workspace.begin`. A folder is a build's if it has a manifest
+    that `read_manifest` accepts, or the identity of a build in progress.
+
+    Args:
+        root: the output folder; created if absent.
+        identity: what the build is made of; a folder of another identity is refused.
+        fresh: accept an earlier build, whatever it is made of: `begin` will delete it.
+
+    Raises:
+        UsageError: the folder holds something else, or another build.
+        BuilderError: another build is running in it, or it cannot be written.
+    """
+    if _is_complete(root, identity, fresh) and not (root / ".build").exists():
+        yield None
+        return
+    with _locked(root):
+        if _is_complete(root, identity, fresh):  # killed before the sweeping, or just finished
+            shutil.rmtree(root / ".build")
+            yield None
+            return
+        try:
+            yield Workspace(root)
+        finally:
+            if (root / MANIFEST).exists() or not (root / IDENTITY).exists():  # finished, not begun
+                shutil.rmtree(root / ".build")
+
+
+def _locked(root: Path) -> FileLock:
+    """The lock of a build folder, held; the folder is made if absent."""
+    from filelock import FileLock, Timeout
+
+    try:
+        (root / ".build").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".build" / "lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise BuilderError(
+            f"another build is running in {root}.", hint="wait for it, or choose another --out."
+        ) from None
+    except OSError as e:
+        raise BuilderError(
+            f"cannot write to {root}: {e.strerror}.", hint="choose another --out."
+        ) from None
+    return lock
+
+
+def _is_complete(root: Path, identity: dict[str, Any], fresh: bool) -> bool:
+    """Whether the folder holds exactly this release, and may keep it; changes nothing.
+
+    Raises:
+        UsageError: it holds something else, or, unless `fresh`, another build.
+    """
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder.", hint="choose another --out.")
+    released, reason = None, "."
+    if (root / MANIFEST).exists():
+        try:
+            released = read_manifest(root)
+        except BuilderError as e:
+            reason = f": {e}"
+    found = released or _begun(root, identity)
+    if found is None:
+        if any(p.relative_to(root).as_posix() not in _NOT_BEGUN for p in root.rglob("*")):
+            raise UsageError(
+                f"{root} is not empty and holds no build{reason}",
+                hint="choose an empty or new --out.",
+            )
+    elif not fresh:
+        _refuse_other(root, found, identity)
+    return released is not None and not fresh
+
+
+def _begun(root: Path, form: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity of the build in progress; None where there is none, or not of our `form`."""
+    try:
+        found = json.loads((root / IDENTITY).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= form.keys() else None
+
+
+def _refuse_other(root: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    differing = sorted(k for k in expected if found.get(k) != expected[k])
+    if differing:
+        details = "; ".join(
+            f"{k}: there {_short(found.get(k))}, asked {_short(expected.get(k))}" for k in differing
+        )
+        raise UsageError(
+            f"{root} holds a different build ({details}).",
+            hint="choose another --out, or --fresh to delete that one and start over.",
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Is a release what it says, and what changed since another?"""

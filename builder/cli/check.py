@@ -1,0 +1,67 @@
+"""Is this release good, and what changed since another: verify, diff."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from builder import progress
+from builder.cli.app import (
+    Address,
+    Json,
+    Quiet,
+    Release,
+    app,
+    print_json,
+    say,
+)
+from builder.errors import EXIT_FAILURE
+
+
+@app.command()
+def verify(
+    release: Release,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Recompute content hashes and metrics; run every query."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a release, byte by byte; with --full, number by number. Needs no torch.
+
+    Example: builder verify out/mini --full
+    """
+    from builder.check.verify import verify
+
+    with progress.show(quiet or as_json) as report:
+        findings = verify(release, full, lambda check, i, n: report("verify", check, i, n))
+    if as_json:
+        print_json(
+            {"release": str(release), "full": full, "findings": [asdict(f) for f in findings]}
+        )
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding}\n")
+        say(f"{release}: {len(findings)} finding(s)" if findings else f"{release}: good")
+    if findings:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+def diff(a: Address, b: Address, as_json: Json = False) -> None:
+    """What changed from release A to release B, and which version that calls for.
+
+    Example: builder diff hf://datasets/org/name@v0.1.0 out/paper
+    """
+    from builder.check import diff as differences
+    from builder.hub import release_address
+
+    found = differences.diff(release_address(a), release_address(b))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        sys.stdout.write(differences.as_text(found))

@@ -1,0 +1,121 @@
+"""Pass a release on: record, publish, export."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from builder import progress
+from builder.cli.app import (
+    Address,
+    Json,
+    Quiet,
+    Release,
+    app,
+    print_json,
+    say,
+)
+from builder.errors import UsageError
+
+
+@app.command()
+def record(
+    release: Release,
+    folder: Annotated[Path, typer.Option(help="Where versions are kept.")] = Path("release"),
+) -> None:
+    """Keep a version in the project: manifest, the answer of every query, notes to fill in.
+
+    Example: builder record out/paper
+    """
+    from builder.sql.record import record
+
+    say(f"{record(release, folder)}: manifest.json, answers/, NOTES.md")
+
+
+@app.command()
+def publish(
+    release: Release,
+    repo_id: Annotated[str, typer.Option("--repo-id", help="ORG/NAME on the Hub.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, send nothing.")] = (
+        False
+    ),
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = (
+        False
+    ),
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Send to a pull request; tag after its merge.")
+    ] = False,
+    parent: Annotated[
+        str | None, typer.Option(help="Commit of main you have looked at, if others pushed.")
+    ] = None,
+    notes: Annotated[
+        Path | None, typer.Option(help="Text for the tag; needed for a major change.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish a verified release on the Hugging Face Hub as an immutable version.
+
+    Interrupted in whatever way, the same command goes on and sends nothing twice.
+
+    Example: builder publish out/paper --repo-id org/robust-filter-lens --dry-run
+    """
+    from builder.publish.plan import as_json as plan_json
+    from builder.publish.plan import as_text, make_plan
+    from builder.publish.send import publish as send
+
+    plan = make_plan(release, repo_id, parent=parent, notes=notes, create_pr=create_pr)
+    if dry_run:
+        if as_json:
+            print_json(plan_json(plan))
+        else:
+            sys.stdout.write(as_text(plan).rstrip("\n") + "\n")
+        return
+    with progress.show(quiet or as_json) as report:
+        done = send(
+            plan, private=private, report=lambda stage, i, n: report("publish", stage, i, n)
+        )
+    if as_json:
+        print_json(asdict(done))
+    else:
+        sys.stdout.write(f"{done.url}\n")
+        say(f"{done.repo_id} {done.tag or '(pull request)'}: {done.sent_files} files sent")
+
+
+@app.command()
+def export(
+    release: Address,
+    model_id: Annotated[
+        str | None, typer.Argument(help="The model; omit it with --croissant.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .safetensors or .npz file to write.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Module path of a layer; may be repeated.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="trained or folded.")] = "trained",
+    croissant: Annotated[
+        bool, typer.Option("--croissant", help="Croissant metadata of the release, on stdout.")
+    ] = False,
+) -> None:
+    """Export a model's filters for other tools, or Croissant metadata of the release.
+
+    Example: builder export out/mini cifar10-standard-AutoAttackExample -o filters.safetensors
+    """
+    from builder.hub import release_address
+    from builder.release import export as exporting
+    from builder.release.reader import open_release
+
+    opened = open_release(release_address(release))
+    if croissant:
+        print_json(exporting.croissant(opened))
+        return
+    if model_id is None or out is None:
+        raise UsageError("which model, and where to?", hint="builder export RELEASE MODEL -o FILE")
+    names = exporting.export_weights(opened, model_id, out, layers=layer, view=weights)
+    say(f"{out}: {len(names)} layers of {model_id} ({weights})")

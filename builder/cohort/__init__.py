@@ -1,0 +1,1 @@
+"""Which models: a cohort is a CSV, one line a model."""

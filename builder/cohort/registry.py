@@ -1,0 +1,261 @@
+"""Cohorts: which models a build is made of. A cohort is a CSV; one more model is one more line."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from builder import schema
+from builder.errors import UsageError
+
+DATASETS = ("cifar10", "cifar100", "imagenet")
+IMAGE_SIZE = {"cifar10": 32, "cifar100": 32, "imagenet": 224}
+"""Input resolution the models of a data set expect, in pixels."""
+N_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One line of a cohort. Unknown or never measured is None, never 0 or ''."""
+
+    network: str
+    dataset: str
+    robust: bool
+    architecture: str
+    constructor: str
+    checkpoint: str
+    standard_network: str | None = None
+    threat_model: str | None = None
+    eps: str | None = None
+    clean_acc: float | None = None
+    autoattack_acc: float | None = None
+    extra_data: bool | None = None
+    title: str | None = None
+    authors: str | None = None
+    venue: str | None = None
+    year: int | None = None
+    paper_url: str | None = None
+    license: str | None = None
+
+    @property
+    def model_id(self) -> str:
+        return schema.model_id(self.dataset, self.robust, self.network)
+
+    @property
+    def eps_value(self) -> float:
+        """Linf radius for the first-layer response: the model's own, else that of its data set.
+
+        An eps of another threat model is no such radius: RobustBench's L2 models have 0.5.
+        """
+        default = "4/255" if self.dataset == "imagenet" else "8/255"
+        own = self.eps if self.threat_model == "Linf" else None
+        return float(Fraction(own or default))
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A named list of models. `digest` identifies its content."""
+
+    name: str
+    models: tuple[ModelSpec, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self.models).encode()).hexdigest()
+
+    @property
+    def pairs(self) -> list[tuple[ModelSpec, ModelSpec]]:
+        """(robust, standard) for every robust model whose counterpart is in the cohort."""
+        standard = {(m.dataset, m.network): m for m in self.models if not m.robust}
+        return [
+            (m, standard[m.dataset, m.standard_network])
+            for m in self.models
+            if m.robust and m.standard_network and (m.dataset, m.standard_network) in standard
+        ]
+
+    def pair_rows(self) -> list[dict[str, str]]:
+        """Rows of the table `pairs`."""
+        return [
+            {
+                "robust_model_id": robust.model_id,
+                "standard_model_id": standard.model_id,
+                "dataset": robust.dataset,
+                "architecture": robust.architecture,
+            }
+            for robust, standard in self.pairs
+        ]
+
+    def select(self, pattern: str | None) -> Cohort:
+        """The models whose model_id matches a shell pattern; several are separated by commas.
+
+        Raises:
+            UsageError: a pattern matches no model.
+        """
+        if pattern is None:
+            return self
+        kept: set[str] = set()
+        for part in (p.strip() for p in pattern.split(",")):
+            hit = {m.model_id for m in self.models if fnmatch.fnmatchcase(m.model_id, part)}
+            if not hit:
+                raise UsageError(
+                    f"no model of cohort '{self.name}' matches {part!r}.",
+                    hint=f"`builder plan` of this cohort lists all {len(self.models)}, e.g. "
+                    f"{self.models[0].model_id}.",
+                )
+            kept |= hit
+        return Cohort(self.name, tuple(m for m in self.models if m.model_id in kept))
+
+
+def _bool(text: str) -> bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise ValueError("expected true or false")
+
+
+def _dataset(text: str) -> str:
+    if text not in DATASETS:
+        raise ValueError(f"expected one of {', '.join(DATASETS)}")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
+        raise ValueError("expected letters, digits, and . _ + - only (it becomes a file name)")
+    return text
+
+
+def _eps(text: str) -> str:
+    if Fraction(text) <= 0:
+        raise ValueError("expected a positive number or fraction such as 8/255")
+    return text
+
+
+def _year(text: str) -> int:
+    if not re.fullmatch(r"(19|2\d)\d\d", text):
+        raise ValueError("expected a year such as 2022")
+    return int(text)
+
+
+def _percent(text: str) -> float:
+    if not 0 <= float(text) <= 100:
+        raise ValueError("expected percent, 0 to 100")
+    return float(text)
+
+
+_PARSE: dict[str, Callable[[str], Any]] = {
+    "network": _name,
+    "dataset": _dataset,
+    "robust": _bool,
+    "eps": _eps,
+    "clean_acc": _percent,
+    "autoattack_acc": _percent,
+    "extra_data": _bool,
+    "year": _year,
+}
+COLUMNS = tuple(f.name for f in fields(ModelSpec))
+REQUIRED = COLUMNS[:6]
+
+
+def _parse_row(row: dict[str, str | None], where: str) -> ModelSpec:
+    values: dict[str, Any] = {}
+    for name in COLUMNS:
+        text = (row.get(name) or "").strip()
+        if not text:
+            if name in REQUIRED:
+                raise UsageError(f"{where}: column '{name}' is empty; it is required.")
+            continue
+        try:
+            values[name] = _PARSE.get(name, str)(text)
+        except (ValueError, ZeroDivisionError) as e:
+            raise UsageError(f"{where}: column '{name}' is {text!r}: {e}.") from None
+    return ModelSpec(**values)
+
+
+def _check(models: Iterable[ModelSpec], where: str) -> None:
+    seen: dict[str, ModelSpec] = {}
+    for m in models:
+        # File systems that ignore case would let one model overwrite the other.
+        if m.model_id.lower() in seen:
+            raise UsageError(f"{where}: model '{m.model_id}' occurs twice; ids must be unique.")
+        seen[m.model_id.lower()] = m
+    for m in seen.values():
+        if m.standard_network is None:
+            continue
+        partner = seen.get(schema.model_id(m.dataset, False, m.standard_network).lower())
+        said = f"{where}: '{m.model_id}' names standard_network '{m.standard_network}', "
+        rule = "standard_network is the `network` of a line with robust=false and the same dataset."
+        if not m.robust:
+            raise UsageError(f"{said}but is itself standard.", hint=rule)
+        if partner is None or partner.network != m.standard_network:
+            raise UsageError(
+                f"{said}no such {m.dataset} model.",
+                hint=f"did you mean '{partner.network}'?" if partner else rule,
+            )
+        if partner.architecture != m.architecture:
+            raise UsageError(
+                f"{where}: pair of different architectures: '{m.model_id}' is {m.architecture}, "
+                f"'{partner.model_id}' is {partner.architecture}."
+            )
+
+
+def read_cohort(path: Path, name: str) -> Cohort:
+    """Read and check a cohort CSV (columns: `COLUMNS`; the first six are required).
+
+    Raises:
+        UsageError: unreadable file, wrong column, wrong value, duplicate id, unknown partner.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            reader = csv.DictReader(f)
+            header = reader.fieldnames or []
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise UsageError(f"cannot read the cohort {path}: {e}.") from None
+    unknown = [c for c in header if c not in COLUMNS]
+    missing = [c for c in REQUIRED if c not in header]
+    if unknown or missing:
+        said = [f"unknown column(s) {', '.join(unknown)}"] if unknown else []
+        said += [f"missing column(s) {', '.join(missing)}"] if missing else []
+        raise UsageError(
+            f"{path}: {'; '.join(said)}.",
+            hint=f"required: {', '.join(REQUIRED)}; optional: {', '.join(COLUMNS[6:])}.",
+        )
+    if not rows:
+        raise UsageError(f"{path}: no models; expected at least one line below the header.")
+    for i, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UsageError(f"{path}: row {i} has not the header's {len(header)} fields.")
+    models = tuple(_parse_row(row, f"{path}: row {i}") for i, row in enumerate(rows, start=2))
+    _check(models, str(path))
+    return Cohort(name, models)
+
+
+def cohort_names() -> list[str]:
+    """The cohorts that ship with the package."""
+    folder = files("builder") / "cohort"
+    return sorted(p.name.removesuffix(".csv") for p in folder.iterdir() if p.name.endswith(".csv"))
+
+
+def load_cohort(name: str) -> Cohort:
+    """A shipped cohort by name, or the user's own by the path of its CSV.
+
+    Raises:
+        UsageError: no such cohort, or a CSV that is wrong.
+    """
+    if name in cohort_names():
+        return read_cohort(Path(str(files("builder") / "cohort" / f"{name}.csv")), name)
+    path = Path(name)
+    if path.suffix == ".csv" or path.exists():
+        return read_cohort(path, path.stem)
+    raise UsageError(
+        f"unknown cohort '{name}'.",
+        hint=f"expected {', '.join(cohort_names())} or the path of a CSV.",
+    )

@@ -1,0 +1,58 @@
+"""Files and folders: the project's own, the user's cache, and writing one whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def project_file(name: str) -> Path:
+    """A top-level file or folder of the project (`queries`, `dataset_card.md`).
+
+    In a wheel they lie inside the package, in a checkout beside it.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package, package.parent):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{name} is missing from this installation of builder")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $RFL_CACHE, else robust-filter-lens in the user's cache folder."""
+    if own := os.environ.get("RFL_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "robust-filter-lens"
+
+
+def lock_file() -> Path:
+    """The locked digests of checkpoints: in a checkout under version control, else in the cache."""
+    root = Path(__file__).resolve().parent.parent
+    folder = root / "release" if (root / "pyproject.toml").exists() else cache_folder()
+    return folder / "checkpoints.lock"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file under a temporary name, flush it to disk, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp")
+    try:
+        with tmp.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        tmp.replace(path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Numbers of one layer, and histograms over the stored filters."""

@@ -1,0 +1,1 @@
+"""What a network runs: its convolutions, their depth and folding, their filters."""

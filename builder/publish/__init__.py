@@ -1,0 +1,1 @@
+"""A verified release on the Hugging Face Hub, as an immutable version."""

@@ -1,0 +1,358 @@
+"""Before publishing: is this release fit to be published, and what would be sent?
+
+Nothing here writes anything, neither on this machine nor on the Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder import hub, schema
+from builder.check.diff import diff
+from builder.errors import BuilderError, NetworkError, UsageError
+from builder.publish.rules import check_private, check_release, check_token
+from builder.release.card import render_card
+from builder.release.manifest import Manifest, file_facts, sealed
+from builder.release.reader import open_release
+from builder.release.versions import parse_version
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+MAX_FILES = 50
+"""Files of one commit: the Hub's advice, and well inside its timeout."""
+MAX_BYTES = 4 << 30
+"""Bytes of one commit: what an interruption can leave unfinished."""
+
+_KEEP = (".gitattributes",)
+"""Files of the repository that are not the release's and stay."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """One file to publish: its facts, and where its bytes are."""
+
+    path: str
+    size: int
+    sha256: str
+    source: Path | bytes = field(repr=False)
+
+    def git_oid(self) -> str:
+        """Its object id where the repository keeps it as a regular file."""
+        data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a publication would do.
+
+    Attributes:
+        head: commit of main that the plan was made for; None: no repository yet.
+        files: every file of the release as it will be published.
+        commits: paths of each data commit that is still missing.
+        last: paths of the last commit: card, manifest, and whatever else is small.
+        delete: paths on main that are not in the release.
+        same: number of files that are there already.
+        newest, bump: newest version there, and the kind of change since.
+        tagged: commit of the tag, where the whole release is published already.
+    """
+
+    repo_id: str
+    version: str
+    user: str
+    head: str | None
+    files: dict[str, Local]
+    manifest: Manifest = field(repr=False)
+    commits: list[list[str]]
+    last: list[str]
+    delete: list[str] = field(default_factory=list)
+    same: int = 0
+    newest: str | None = None
+    bump: str | None = None
+    tagged: str | None = None
+    notes: str = ""
+    create_pr: bool = False
+
+    @property
+    def tag(self) -> str:
+        return f"v{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """Names this very release, in the titles of its commits."""
+        return str(self.manifest["sha256"])[:12]
+
+    @property
+    def n_files(self) -> int:
+        """Files still to be sent."""
+        return len(self.last) + sum(map(len, self.commits))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes still to be sent."""
+        paths = [*self.last, *(p for commit in self.commits for p in commit)]
+        return sum(self.files[p].size for p in paths)
+
+
+def make_plan(
+    root: Path,
+    repo_id: str,
+    *,
+    parent: str | None = None,
+    notes: Path | None = None,
+    create_pr: bool = False,
+) -> Plan:
+    """Check release, token, repository and version; say what is to be sent.
+
+    Args:
+        root: the release folder.
+        repo_id: "org/name".
+        parent: a commit of main that the user has looked at; needed only where main has commits
+            that no publication made.
+        notes: a text file for the tag's message; needed for a major change from 1.0.0 on.
+        create_pr: send to a pull request instead of main; the tag waits for its merge.
+
+    Raises:
+        BuilderError: the release or its version may not be published.
+        NetworkError: the Hub refuses or cannot be reached.
+    """
+    place = hub.parse(repo_id)
+    if place.revision:
+        raise UsageError("a release is published on main; give --repo-id without a revision.")
+    manifest = check_release(root)
+    client = hub.api()
+    user = check_token(client, repo_id, write=not create_pr)
+    files, manifest = _addressed(root, manifest, repo_id)
+    check_private(root, {path: file.source for path, file in files.items()})
+    plan = Plan(
+        repo_id=repo_id,
+        version=manifest["version"],
+        user=user,
+        head=None,
+        files=files,
+        manifest=manifest,
+        commits=_data_commits(sorted(files), files),
+        last=[p for p in sorted(files) if not _is_data(p)],
+        notes=_notes(notes),
+        create_pr=create_pr,
+    )
+    with hub.network_errors(f"look at {repo_id}"):
+        refs = _refs(client, repo_id)
+    if refs is not None:
+        return _update(client, root, plan, *refs, parent)
+    if create_pr:
+        raise NetworkError(f"there is no data set {repo_id} (or this token does not see it).")
+    return plan
+
+
+def _update(
+    client: HfApi, root: Path, plan: Plan, head: str, tags: dict[str, str], parent: str | None
+) -> Plan:
+    """The plan for a repository that exists: only what it lacks, if the version is right."""
+    tagged, newest = tags.get(plan.tag), _newest(tags)
+    with hub.network_errors(f"list the files of {plan.repo_id}"):
+        missing, foreign = compare(client, plan.repo_id, tagged or head, plan.files)
+    bump = None
+    if tagged and (missing or foreign):
+        raise BuilderError(
+            f"{plan.repo_id} has a tag {plan.tag} already, of another content "
+            f"({len(missing) + len(foreign)} files differ). Tags never move.",
+            hint="give the release a higher version: `builder diff` says which.",
+        )
+    if not tagged:
+        bump = _check_version(root, plan, newest)
+        if not plan.create_pr:
+            with hub.network_errors(f"read the history of {plan.repo_id}"):
+                _check_history(client, plan, head, tags.get(newest or ""), parent)
+    return replace(
+        plan,
+        head=head,
+        commits=_data_commits(missing, plan.files),
+        last=[p for p in missing if not _is_data(p)],
+        delete=foreign,
+        same=len(plan.files) - len(missing),
+        newest=newest,
+        bump=bump,
+        tagged=tagged,
+    )
+
+
+def _addressed(root: Path, manifest: Manifest, repo_id: str) -> tuple[dict[str, Local], Manifest]:
+    """The files as published: README.md names the repository, manifest.json that README.md."""
+    files = {
+        path: Local(path, facts["bytes"], facts["sha256"], root / path)
+        for path, facts in manifest["files"].items()
+    }
+    card = render_card(manifest, root, repo_id).encode()
+    listed = {**manifest["files"], "README.md": file_facts(card)}
+    published, raw = sealed({**manifest, "files": listed})
+    for path, data in (("README.md", card), (schema.MANIFEST, raw)):
+        facts = file_facts(data)
+        files[path] = Local(path, facts["bytes"], facts["sha256"], data)
+    return files, published
+
+
+def _notes(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"cannot read the notes {path}: {e}.") from None
+
+
+def _refs(client: HfApi, repo_id: str) -> tuple[str, dict[str, str]] | None:
+    """Head of main and {tag: commit}; None where there is no such repository."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        refs = client.list_repo_refs(repo_id, repo_type="dataset")
+    except RepositoryNotFoundError as e:
+        if e.response.status_code == 401:  # a token that stopped working hides everything
+            raise
+        return None
+    heads = {b.name: b.target_commit for b in refs.branches}
+    if "main" not in heads:
+        raise BuilderError(f"{repo_id} has no branch main; publishing needs one.")
+    return heads["main"], {t.name: t.target_commit for t in refs.tags}
+
+
+def compare(
+    client: HfApi, repo_id: str, revision: str, files: dict[str, Local]
+) -> tuple[list[str], list[str]]:
+    """(paths whose remote digest is not ours, remote paths that are not ours), sorted."""
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = client.list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True)
+    missing, foreign = dict.fromkeys(files), []
+    for entry in tree:
+        if not isinstance(entry, RepoFile):
+            continue
+        mine = files.get(entry.path)
+        if mine is None:
+            if entry.path not in _KEEP:
+                foreign.append(entry.path)
+        elif entry.size == mine.size and (
+            entry.lfs.sha256 == mine.sha256 if entry.lfs else entry.blob_id == mine.git_oid()
+        ):
+            del missing[entry.path]
+    return sorted(missing), sorted(foreign)
+
+
+def _newest(tags: Iterable[str]) -> str | None:
+    versions = [t for t in tags if re.fullmatch(r"v\d+\.\d+\.\d+", t)]
+    return max(versions, key=parse_version, default=None)
+
+
+def _check_version(root: Path, plan: Plan, newest: str | None) -> str | None:
+    """The kind of change since the newest version, if this version is high enough for it."""
+    version, repo_id = plan.version, plan.repo_id
+    if newest is None:
+        return None
+    if parse_version(version) <= parse_version(newest):
+        raise BuilderError(
+            f"version {version} is not above {newest}, the newest of {repo_id}.",
+            hint="build with a higher version; `builder diff` says which.",
+        )
+    changes = diff(open_release(repo_id, newest), open_release(root), values=False)
+    if parse_version(version) < parse_version(changes.next_version):
+        raise BuilderError(
+            f"{changes.reasons[0]}: since {newest} that calls for version "
+            f"{changes.next_version} or higher, not {version}.",
+            hint=f"`builder diff hf://datasets/{repo_id}@{newest} {root}` says what changed.",
+        )
+    if (
+        changes.bump == "major"
+        and parse_version(newest)[0] > 0
+        and "## Migration" not in plan.notes
+    ):
+        raise BuilderError(
+            f"{version} changes or removes what users of {newest} rely on, and has no migration "
+            "notes.",
+            hint="write them under a heading '## Migration' and pass --notes FILE.",
+        )
+    return changes.bump
+
+
+def _check_history(
+    client: HfApi, plan: Plan, head: str, since: str | None, parent: str | None
+) -> None:
+    """Refuse to build on commits after the newest version that this publication did not make."""
+    repo_id = plan.repo_id
+    if parent is not None:
+        if parent != head:
+            raise BuilderError(f"main of {repo_id} is at {head}, not at {parent}; look again.")
+        return
+    history = client.list_repo_commits(repo_id, repo_type="dataset", revision=head)
+    for commit in history:
+        if commit.commit_id == since:
+            return
+        mine = f"[{plan.digest}]" in commit.title
+        made_with_repository = since is None and commit is history[-1]
+        if not mine and not made_with_repository:
+            raise BuilderError(
+                f"main of {repo_id} has a commit that this publication did not make: "
+                f"{commit.commit_id[:12]} {hub.redact(commit.title)!r} by "
+                f"{', '.join(commit.authors)}. Nothing was overwritten.",
+                hint=f"look at it; to publish on top of it, pass --parent {head}.",
+            )
+
+
+def _is_data(path: str) -> bool:
+    return schema.filters_key(path) is not None
+
+
+def _data_commits(paths: list[str], files: dict[str, Local]) -> list[list[str]]:
+    """The filter files among `paths` in commits of bounded size."""
+    commits: list[list[str]] = []
+    size = 0
+    for path in filter(_is_data, paths):
+        size += files[path].size
+        if not commits or len(commits[-1]) == MAX_FILES or size > MAX_BYTES:
+            commits.append([])
+            size = files[path].size
+        commits[-1].append(path)
+    return commits
+
+
+def as_text(plan: Plan) -> str:
+    """The plan in words."""
+    where = f"{plan.repo_id} ({'new' if plan.head is None else f'main at {plan.head[:12]}'})"
+    lines = [f"publish {plan.tag} to {where} as {plan.user}"]
+    if plan.tagged:
+        return "\n".join(
+            [*lines, f"{plan.tag} is there already; it would be read back once more.\n"]
+        )
+    if plan.newest:
+        lines.append(f"newest version there: {plan.newest}; change since: {plan.bump}")
+    steps = [*plan.commits, plan.last]
+    for number, paths in enumerate(steps, start=1):
+        size = sum(plan.files[p].size for p in paths)
+        lines.append(f"commit {number}/{len(steps)}: {len(paths)} files, {size:,} bytes")
+        lines += [f"  {path} ({plan.files[path].size:,})" for path in paths]
+    lines += [f"  delete {path}" for path in plan.delete]
+    lines.append(f"already there: {plan.same} files; to send: {plan.bytes:,} bytes")
+    return "\n".join([*lines, f"then tag {plan.tag} and read it back\n"])
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as one object for `--json`."""
+    return {
+        "repo_id": plan.repo_id,
+        "tag": plan.tag,
+        "user": plan.user,
+        "head": plan.head,
+        "newest": plan.newest,
+        "bump": plan.bump,
+        "already_published": plan.tagged is not None,
+        "commits": [*plan.commits, plan.last],
+        "delete": plan.delete,
+        "same_files": plan.same,
+        "bytes": plan.bytes,
+    }

@@ -1,0 +1,284 @@
+"""Read a release from Python: tables as Arrow, filters as (n, 3, 3) arrays. Needs no torch.
+
+Only the files that are asked for are fetched from the Hub. They stay in its cache as Parquet:
+no second, uncompressed copy is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder import schema
+from builder.errors import UsageError
+from builder.release.manifest import Manifest, filter_files, read_manifest
+
+BATCH_ROWS = 131_072
+"""Rows of a batch: one Parquet page of our files, and few enough to stay in the CPU's cache."""
+
+
+@dataclass(frozen=True)
+class FilterBatch:
+    """Consecutive filters of one model.
+
+    Attributes:
+        model_id: the model.
+        filters: (n, 3, 3) float32, row and column of the slice.
+        layer_index, out_channel, in_channel: (n,) int16, the key of each filter.
+    """
+
+    model_id: str
+    filters: npt.NDArray[np.float32]
+    layer_index: npt.NDArray[np.int16]
+    out_channel: npt.NDArray[np.int16]
+    in_channel: npt.NDArray[np.int16]
+
+    def __len__(self) -> int:
+        return len(self.filters)
+
+
+@dataclass(frozen=True)
+class Release:
+    """An open release. `fetch` maps a path inside it to a file on this machine."""
+
+    address: str
+    manifest: Manifest
+    fetch: Callable[[str], Path] = field(repr=False)
+
+    def table(
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        where: Any = None,
+    ) -> pa.Table:
+        """A table other than `filters`, as Arrow.
+
+        Args:
+            name: one of builder.schema.SMALL_TABLES, e.g. "models" or "layers".
+            columns: the columns wanted, in this order; default all.
+            where: rows wanted, as pyarrow.parquet.read_table takes its `filters`, e.g.
+                `[("weights", "=", "folded")]`.
+
+        Raises:
+            UsageError: no such table or column in this release.
+        """
+        path = schema.table_path(name)
+        if name not in schema.SMALL_TABLES or path not in self.manifest["files"]:
+            has = [t for t in schema.SMALL_TABLES if schema.table_path(t) in self.manifest["files"]]
+            raise UsageError(
+                f"{self.address} has no table '{name}'; it has {', '.join(has)}.",
+                hint="the filters come from .filters()." if name == "filters" else "",
+            )
+        unknown = [c for c in columns or () if c not in schema.TABLES[name].names]
+        if unknown:
+            raise UsageError(
+                f"table '{name}' has no column {', '.join(unknown)}.",
+                hint=f"columns: {', '.join(schema.TABLES[name].names)}.",
+            )
+        wanted = list(columns) if columns is not None else None
+        return pq.read_table(self.fetch(path), columns=wanted, filters=where, partitioning=None)
+
+    @property
+    def model_ids(self) -> list[str]:
+        """The models of the release, sorted."""
+        return sorted(self.manifest["models"])
+
+    def filters(
+        self,
+        models: str | Sequence[str] = "*",
+        *,
+        layers: Sequence[str | int] | None = None,
+        view: str = "trained",
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[FilterBatch]:
+        """The filters of chosen models and layers, in the order of the files.
+
+        Args:
+            models: model_ids or shell patterns, e.g. "cifar10-robust-*".
+            layers: module paths ("layer1.0.conv1") or values of layer_index; default all.
+            view: "trained", the checkpoint's weights; or "folded", the paper's:
+                `w * bn_scale` in float32.
+            batch_rows: upper bound of rows in a batch.
+
+        Yields:
+            Batches of at most `batch_rows` filters; none spans two models.
+
+        Raises:
+            UsageError: a pattern, layer or view that does not exist.
+        """
+        _check_view(view)
+        paths = self._filter_paths([models] if isinstance(models, str) else models)
+        wanted = self._layer_indices(list(paths), layers)
+        for model_id, path in paths.items():
+            if layers is None or wanted[model_id]:
+                chosen = None if layers is None else wanted[model_id]
+                yield from _batches(self.fetch(path), model_id, chosen, view, batch_rows)
+
+    def sql(self, query: str, *, memory_limit: str | None = None) -> pa.Table:
+        """The answer of one SELECT over the views `models`, `pairs`, `layers`, `pca`,
+        `histograms`, `first_layer`, `paper` and `filters` (and those of queries/views.sql).
+
+        Args:
+            query: DuckDB SQL.
+            memory_limit: of DuckDB, e.g. "4GB".
+
+        Raises:
+            UsageError: what DuckDB finds wrong with it.
+            NetworkError: a release on the Hub that cannot be read.
+        """
+        from builder.release.views import explained, open_views
+
+        with open_views(self, memory_limit=memory_limit) as con, explained("the query"):
+            return con.sql(query).to_arrow_table()
+
+    def weight(
+        self, model_id: str, layer: str | int, *, view: str = "trained"
+    ) -> npt.NDArray[np.float32]:
+        """One layer's weight as (out_channels, in_channels, 3, 3) float32.
+
+        `in_channels` counts inside a group, as in torch.nn.Conv2d.weight.
+
+        Raises:
+            UsageError: no such model, layer or view.
+        """
+        if model_id not in self.model_ids:  # `filters` would take a pattern
+            raise UsageError(
+                f"no model of {self.address} is called {model_id!r}.",
+                hint=f"it has {len(self.model_ids)} models, e.g. {self.model_ids[0]}.",
+            )
+        parts = list(self.filters(model_id, layers=[layer], view=view))
+        outs = int(max(part.out_channel[-1] for part in parts)) + 1
+        flat = np.concatenate([part.filters for part in parts])
+        return flat.reshape(outs, -1, 3, 3)
+
+    def _filter_paths(self, patterns: Sequence[str]) -> dict[str, str]:
+        """{model_id: path of its filters}, for every model that a pattern matches."""
+        files = filter_files(self.manifest)
+        found: dict[str, str] = {}
+        for pattern in patterns:
+            hit = {m: p for m, p in files.items() if fnmatchcase(m, pattern)}
+            if not hit:
+                raise UsageError(
+                    f"no model of {self.address} matches {pattern!r}.",
+                    hint=f"it has {len(files)} models, e.g. {next(iter(files), 'none')}.",
+                )
+            found |= hit
+        return found
+
+    def _layer_indices(
+        self, models: Sequence[str], layers: Sequence[str | int] | None
+    ) -> dict[str, list[int]]:
+        """{model_id: chosen layer_index values}; a layer that no model has is an error."""
+        chosen: dict[str, list[int]] = {m: [] for m in models}
+        if layers is None:
+            return chosen
+        table = self.table(
+            "layers",
+            columns=["model_id", "layer_index", "layer"],
+            where=[("weights", "=", "trained"), ("model_id", "in", list(models))],
+        )
+        missing = set(layers)
+        for row in table.to_pylist():
+            hit = {row["layer"], row["layer_index"]} & set(layers)
+            if hit:
+                chosen[row["model_id"]].append(row["layer_index"])
+                missing -= hit
+        if missing:
+            names = ", ".join(sorted(map(repr, missing)))
+            raise UsageError(
+                f"no chosen model has the 3x3 layer {names}.",
+                hint="release.table('layers') lists the layers of every model.",
+            )
+        return chosen
+
+
+def _check_view(view: str) -> None:
+    if view not in schema.WEIGHT_VIEWS:
+        raise UsageError(f"unknown view {view!r}; expected {' or '.join(schema.WEIGHT_VIEWS)}.")
+
+
+def _row_groups(file: pq.ParquetFile, layers: Sequence[int] | None) -> list[int]:
+    """Row groups that can hold the chosen layers, by their statistics where they have any."""
+    meta = file.metadata
+    if layers is None:
+        return list(range(meta.num_row_groups))
+    column = file.schema_arrow.get_field_index("layer_index")
+    kept: list[int] = []
+    for group in range(meta.num_row_groups):
+        stats = meta.row_group(group).column(column).statistics
+        known = stats is not None and stats.has_min_max
+        if not known or any(stats.min <= layer <= stats.max for layer in layers):
+            kept.append(group)
+    return kept
+
+
+def to_array(batch: pa.RecordBatch | pa.Table, view: str = "trained") -> npt.NDArray[np.float32]:
+    """(n, 3, 3) float32 filters of an Arrow batch of the filters table.
+
+    Args:
+        batch: Arrow data with the columns w00 ... w22, and bn_scale for the folded view; from
+            `datasets` (`with_format("arrow")`), DuckDB or pyarrow.
+        view: "trained" or "folded".
+    """
+    _check_view(view)
+    scale = batch.column("bn_scale").to_numpy() if view == "folded" else None
+    out = np.empty((batch.num_rows, 9), np.float32)
+    for i, name in enumerate(schema.FILTER_COLUMNS):
+        column = batch.column(name).to_numpy()
+        if scale is None:
+            out[:, i] = column
+        else:
+            np.multiply(column, scale, out=out[:, i])
+    return out.reshape(-1, 3, 3)
+
+
+def _batches(
+    path: Path, model_id: str, layers: Sequence[int] | None, view: str, batch_rows: int
+) -> Iterator[FilterBatch]:
+    """Batches of one model's file, restricted to `layers`."""
+    keys = ["layer_index", "out_channel", "in_channel"]
+    columns = [*keys, *schema.FILTER_COLUMNS, *(["bn_scale"] if view == "folded" else [])]
+    with pq.ParquetFile(path) as file:
+        groups = _row_groups(file, layers)
+        for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns):
+            if layers is not None:
+                index = batch.column("layer_index").to_numpy()
+                keep = np.isin(index, np.asarray(layers, index.dtype))
+                if not keep.all():
+                    batch = batch.filter(pa.array(keep))
+            if batch.num_rows:
+                key = [batch.column(k).to_numpy() for k in keys]
+                yield FilterBatch(model_id, to_array(batch, view), *key)
+
+
+def open_release(release: str | Path, revision: str | None = None) -> Release:
+    """Open a release: a folder, a Hub id "org/name", or "hf://datasets/org/name@v0.1.0".
+
+    Args:
+        release: where it is. A folder that exists wins over a Hub id of the same form.
+        revision: tag, branch or commit on the Hub; name a tag for results that stay the same.
+
+    Raises:
+        UsageError: not a release, or a revision given for a folder.
+        NetworkError: the Hub cannot be reached, or has no such repository or revision.
+    """
+    from builder import hub
+
+    if isinstance(release, Path) or not hub.is_address(release):
+        if revision is not None:
+            raise UsageError(f"{release} is a folder; a revision belongs to a Hub id.")
+        root = Path(release)
+        return Release(str(release), read_manifest(root), lambda path: root / path)
+    place = hub.parse(release, revision)
+    fetch = hub.fetcher(place)
+    manifest = read_manifest(fetch(schema.MANIFEST).parent)
+    return Release(str(place), manifest, fetch)

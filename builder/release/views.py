@@ -1,0 +1,116 @@
+"""The views of a release, for DuckDB: a folder, or a Hub address at a tag.
+
+They come from queries/views.sql, the same file a bare duckdb shell reads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from builder import hub, schema
+from builder.errors import BuilderError, NetworkError, UsageError
+from builder.files import project_file
+from builder.release.manifest import Manifest, filter_files
+
+if TYPE_CHECKING:
+    from builder.release.reader import Release
+
+
+@contextmanager
+def open_views(
+    release: Release, *, memory_limit: str | None = None, threads: int | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with the views of a release; closed at the end, whatever happens.
+
+    Args:
+        release: from open_release.
+        memory_limit: as DuckDB writes it, e.g. "4GB"; more goes to temporary files.
+        threads: upper bound; default all cores.
+
+    Raises:
+        UsageError: a memory limit that DuckDB does not understand, or files it cannot read.
+        NetworkError: the Hub does not answer.
+    """
+    remote = release.address.startswith("hf://")
+    settings: dict[str, str | int] = {}
+    if memory_limit is not None:
+        settings["memory_limit"] = memory_limit
+    if threads is not None:
+        settings["threads"] = threads
+    with tempfile.TemporaryDirectory(prefix="builder-query-", ignore_cleanup_errors=True) as spill:
+        try:
+            con = duckdb.connect(config={**settings, "temp_directory": spill})
+        except duckdb.Error as e:
+            raise UsageError(f"--memory-limit {memory_limit}: {first_line(e)}") from None
+        try:
+            if remote:
+                con.register_filesystem(hub.duckdb_filesystem())
+            create_views(con, release.address, release.manifest)
+            yield con
+        finally:
+            con.close()
+
+
+def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) -> None:
+    """Run views.sql on a release; a release without filters gets an empty view of them.
+
+    Args:
+        root: folder or hf:// address of the release, without a slash at the end.
+        manifest: its manifest, which says whether there are filters.
+    """
+    has_filters = bool(filter_files(manifest))
+    if not root.startswith("hf://"):
+        root = _literal(root)
+    con.execute("set variable release = ?", [root])
+    views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
+    for statement in duckdb.extract_statements(views):
+        if has_filters or "view filters" not in statement.query:
+            with explained("the views"):
+                con.execute(statement)
+    if not has_filters:
+        con.register("filters", schema.FILTERS.arrow.empty_table())
+
+
+def _literal(folder: str) -> str:
+    """The folder as a pattern that DuckDB's globs match with nothing but itself.
+
+    Raises:
+        UsageError: a name DuckDB cannot read.
+    """
+    if os.sep == "/" and "\\" in folder:
+        raise UsageError(
+            f"{folder} has a backslash in its name, which DuckDB takes for a slash.",
+            hint="rename the folder, or reach it by a link of another name.",
+        )
+    return re.sub(r"[*?[]", r"[\g<0>]", folder)
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """DuckDB's own words, in the project's kind of error."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as e:
+        raise BuilderError(
+            f"{name}: out of memory: {first_line(e)}", hint="try a higher --memory-limit."
+        ) from None
+    except (duckdb.IOException, duckdb.HTTPException) as e:
+        text = hub.redact(first_line(e))
+        if "hf://" in text or "HTTP" in text:
+            raise NetworkError(f"{name}: {text}") from None
+        raise UsageError(
+            f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
+        ) from None
+    except duckdb.Error as e:
+        raise UsageError(f"{name}: {hub.redact(str(e).strip())}") from None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

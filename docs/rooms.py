@@ -1,0 +1,60 @@
+"""The rooms of builder/ in the order of the flow, and what each may import: the one floor plan.
+
+tests/test_structure.py holds the code to it; generate.py draws builder/README.md from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Room:
+    """A folder of builder/.
+
+    Attributes:
+        reads: the rooms it may import, all of them above it in ROOMS. The ground floor is open to
+            everyone.
+        torch: whether it may import torch, inside its functions or at its top.
+    """
+
+    reads: tuple[str, ...] = ()
+    torch: bool = False
+
+
+GROUND: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "schema": (),
+    "files": (),
+    "progress": (),
+    "hub": ("errors",),
+}
+"""Modules at the top of builder/ and what they import of each other."""
+
+ROOMS: dict[str, Room] = {
+    "cohort": Room(),
+    "release": Room(),
+    "paper": Room(reads=("cohort", "release")),
+    "sources": Room(reads=("cohort",), torch=True),
+    "network": Room(reads=("cohort", "sources"), torch=True),
+    "metrics": Room(reads=("release", "network"), torch=True),
+    "first_layer": Room(reads=("sources",), torch=True),
+    "training": Room(reads=("cohort", "sources", "network", "first_layer"), torch=True),
+    "building": Room(
+        reads=("cohort", "release", "paper", "sources", "network", "metrics", "first_layer"),
+        torch=True,
+    ),
+    "sql": Room(reads=("cohort", "release")),
+    "check": Room(reads=("release", "sql")),
+    "publish": Room(reads=("release", "check")),
+    "cli": Room(
+        reads=(
+            *("cohort", "release", "paper", "network", "training", "building"),
+            *("sql", "check", "publish"),
+        ),
+    ),
+}
+"""Every folder with code, from the left of the flow to the right."""
+
+DATA = ("networks", "zoo")
+"""Names that released cohorts contain: the mini zoo's networks and weights."""

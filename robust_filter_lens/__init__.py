@@ -1,0 +1,69 @@
+"""Robust Filter Lens in Python: every 3x3 filter of robust and standard CNNs. Needs no torch.
+
+    >>> import robust_filter_lens as rfl
+    >>> release = rfl.open_release("out/mini")            # a folder, or
+    >>> release = rfl.open_release("org/name", "v0.1.0")  # the Hub, at a tag
+    >>> release.table("models", columns=["model_id", "n_filters"])
+    >>> release.sql("select dataset, count(*) as models from models group by dataset")
+    >>> for batch in release.filters("cifar10-robust-*", view="folded"):
+    ...     batch.filters                                 # (n, 3, 3) float32
+
+The code behind these names lies in the folder `builder`, and is imported when a name is first used.
+Another package on PyPI, `builder-tool`, installs a folder of that name, too; where it has taken the
+place of ours, this module still imports, and says so when one of its names is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from builder.errors import BuilderError, NetworkError, UsageError
+    from builder.release.reader import FilterBatch, Release, open_release, to_array
+
+__all__ = [
+    "BuilderError",
+    "FilterBatch",
+    "NetworkError",
+    "Release",
+    "UsageError",
+    "__version__",
+    "open_release",
+    "to_array",
+]
+
+__version__ = metadata.version("robust-filter-lens")
+
+_HOME = {
+    "BuilderError": "builder.errors",
+    "NetworkError": "builder.errors",
+    "UsageError": "builder.errors",
+    "FilterBatch": "builder.release.reader",
+    "Release": "builder.release.reader",
+    "open_release": "builder.release.reader",
+    "to_array": "builder.release.reader",
+}
+"""Where each public name lives."""
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import builder
+
+    if getattr(builder, "__distribution__", None) != "robust-filter-lens":
+        raise ImportError(
+            f"{__name__}.{name} needs the folder `builder` of robust-filter-lens, but "
+            f"{builder.__file__} belongs to another package (builder-tool?). Install the two in "
+            "environments of their own, then reinstall robust-filter-lens."
+        )
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
