@@ -35,6 +35,7 @@ ROOMS: dict[str, Room] = {
     "cohort": Room(),
     "release": Room(),
     "paper": Room(reads=("cohort", "release")),
+    "compare": Room(reads=("cohort", "release", "paper")),
     "sources": Room(reads=("cohort",), torch=True),
     "network": Room(reads=("cohort", "sources"), torch=True),
     "metrics": Room(reads=("release", "network"), torch=True),
