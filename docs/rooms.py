@@ -40,6 +40,9 @@ ROOMS: dict[str, Room] = {
     "network": Room(reads=("cohort", "sources"), torch=True),
     "metrics": Room(reads=("release", "network"), torch=True),
     "first_layer": Room(reads=("sources",), torch=True),
+    "measure": Room(
+        reads=("cohort", "release", "compare", "sources", "network", "metrics"), torch=True
+    ),
     "training": Room(reads=("cohort", "sources", "network", "first_layer"), torch=True),
     "building": Room(
         reads=("cohort", "release", "paper", "sources", "network", "metrics", "first_layer"),

@@ -1,0 +1,89 @@
+"""Measure while a network trains: for any logger, for Lightning, for the Hugging Face Trainer.
+
+Each library is imported when its function is called, and by nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from builder.compare.measurement import Measurement
+from builder.errors import UsageError
+from builder.measure.own import measure_module
+
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
+
+
+def log_summary(measured: Measurement, logger: Any, step: int) -> None:
+    """Give a summary to whatever logs numbers.
+
+    Args:
+        measured: from `measure`.
+        logger: has `add_scalar(name, value, step)` (TensorBoard), `log(dict, step=step)` (Weights &
+            Biases, a run of its kind) or `log_metrics(dict, step)` (Lightning's loggers, MLflow).
+        step: what the numbers belong to: an epoch or a step.
+
+    Raises:
+        UsageError: it has none of the three.
+    """
+    numbers = measured.summary
+    if hasattr(logger, "add_scalar"):
+        for name, value in numbers.items():
+            logger.add_scalar(name, value, step)
+    elif hasattr(logger, "log_metrics"):
+        logger.log_metrics(numbers, step)
+    elif hasattr(logger, "log"):
+        logger.log(numbers, step=step)
+    else:
+        raise UsageError(
+            f"{type(logger).__name__} has neither add_scalar nor log_metrics nor log.",
+            hint="expected a TensorBoard SummaryWriter, a Lightning logger, or a run to log to.",
+        )
+
+
+def lightning_callback(*, every_n_epochs: int = 1, **options: Any) -> Any:
+    """A Lightning callback that logs the summary at the end of training epochs, on rank zero.
+
+    Args:
+        every_n_epochs: how often.
+        options: as for `measure` of a module, e.g. image_size=32.
+    """
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        from pytorch_lightning import Callback
+
+    class FilterMetrics(Callback):  # type: ignore[misc]
+        """Logs the summary of the module's filters."""
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.is_global_zero and trainer.current_epoch % every_n_epochs == 0:
+                numbers = measure_module(pl_module, **options).summary
+                for logger in trainer.loggers:
+                    logger.log_metrics(numbers, trainer.global_step)
+
+    return FilterMetrics()
+
+
+def trainer_callback(*, image_size: int | None = None, **options: Any) -> Any:
+    """A Hugging Face Trainer callback that logs the summary at the end of each epoch.
+
+    Args:
+        image_size: as for `measure` of a module; default the model's own.
+        options: the other arguments of `measure` of a module.
+    """
+    from transformers import TrainerCallback
+
+    class FilterMetrics(TrainerCallback):  # type: ignore[misc]
+        """Adds the summary of the model's filters to the trainer's log."""
+
+        def on_epoch_end(
+            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+        ) -> None:
+            if state.is_world_process_zero and model is not None:
+                size = image_size or getattr(model.config, "image_size", None)
+                numbers = measure_module(model, image_size=size, **options).summary
+                state.log_history.append({"epoch": state.epoch, "step": state.global_step, **numbers})
+
+    return FilterMetrics()
