@@ -5,14 +5,11 @@ Each library is imported when its function is called, and by nothing else.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from builder.compare.measurement import Measurement
 from builder.errors import UsageError
 from builder.measure.own import measure_module
-
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
 
 
 def log_summary(measured: Measurement, logger: Any, step: int) -> None:
@@ -66,24 +63,26 @@ def lightning_callback(*, every_n_epochs: int = 1, **options: Any) -> Any:
     return FilterMetrics()
 
 
-def trainer_callback(*, image_size: int | None = None, **options: Any) -> Any:
-    """A Hugging Face Trainer callback that logs the summary at the end of each epoch.
+def trainer_callback(trainer: Any, *, every_n_epochs: int = 1, **options: Any) -> Any:
+    """A callback for `trainer.add_callback` that logs the summary at the end of epochs.
+
+    It logs through the trainer, so that every integration it reports to gets the numbers.
 
     Args:
-        image_size: as for `measure` of a module; default the model's own.
-        options: the other arguments of `measure` of a module.
+        trainer: a transformers.Trainer.
+        every_n_epochs: how often.
+        options: as for `measure` of a module; image_size is by default what the model's
+            configuration says.
     """
     from transformers import TrainerCallback
 
     class FilterMetrics(TrainerCallback):  # type: ignore[misc]
-        """Adds the summary of the model's filters to the trainer's log."""
+        """Logs the summary of the trainer's model."""
 
-        def on_epoch_end(
-            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-        ) -> None:
-            if state.is_world_process_zero and model is not None:
-                size = image_size or getattr(model.config, "image_size", None)
-                numbers = measure_module(model, image_size=size, **options).summary
-                state.log_history.append({"epoch": state.epoch, "step": state.global_step, **numbers})
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero and round(state.epoch) % every_n_epochs == 0:
+                model = trainer.model
+                size = {"image_size": getattr(model.config, "image_size", None), **options}
+                trainer.log(measure_module(model, **size).summary)
 
     return FilterMetrics()
