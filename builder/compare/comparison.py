@@ -12,7 +12,7 @@ from builder.release.moments import Array
 
 MODEL_METRICS = {
     "sparsity": "share of sparse filters",
-    "explained_variance_first": "variance on the first component",
+    "explained_variance_first": "variance on first component",
     "pca_entropy": "entropy of its PCA spectrum",
     "distance_to_robust": "distance to the robust basis",
     "distance_to_standard": "distance to the standard basis",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 
 from builder.compare.columns import MEASURED
 from builder.compare.comparison import MODEL_METRICS, Comparison, DepthRow
@@ -13,11 +14,14 @@ _BIN = {0: "first", **{b: f"{(b - 1) / 10:.1f}-{b / 10:.1f}" for b in range(1, 1
 _MARK = {-1: "<", 0: " ", 1: ">"}
 
 
+WIDTH = 80
+
+
 def lines(measured: Measurement, comparison: Comparison | None) -> Iterator[str]:
     """The screen, line by line."""
-    yield from _head(measured)
+    yield from _prose(_head(measured))
     if comparison is not None:
-        yield f"against: {comparison.against}"
+        yield from _prose([f"against: {comparison.against}"])
         if comparison.depth:
             yield ""
             yield from _depth(comparison)
@@ -26,8 +30,12 @@ def lines(measured: Measurement, comparison: Comparison | None) -> Iterator[str]
             yield from _models(comparison)
         if comparison.depth or comparison.models:
             yield ""
-        yield from comparison.sentences
-        yield from comparison.not_compared
+        yield from _prose([*comparison.sentences, *comparison.not_compared])
+
+
+def _prose(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 def _head(measured: Measurement) -> Iterator[str]:
@@ -51,48 +59,46 @@ def _head(measured: Measurement) -> Iterator[str]:
 
 def _depth(comparison: Comparison) -> Iterator[str]:
     """Per depth bin: the network's value, and the quartiles of robust and standard members."""
-    yield (
-        f"by depth on {comparison.dataset}, in hundredths: the model, then the quartiles of robust "
-        "and of"
-    )
-    yield "standard models (before each: < the model lies below its middle half, > above it)"
-    yield "depth    " + "  ".join(f"{m.replace('_', ' '):^22}" for m in DEPTH_METRICS)
+    where = comparison.dataset
+    yield f"by depth on {where}, in hundredths: the model, then the quartiles of robust"
+    yield "and of standard models, each behind a < or > where the model lies outside them"
+    yield "depth   " + " ".join(f"{m.replace('_', ' '):^23}" for m in DEPTH_METRICS).rstrip()
     cells: dict[tuple[int, str], dict[str, DepthRow]] = {}
     for row in comparison.depth:
         cells.setdefault((row.depth_bin, row.metric), {})[row.kind] = row
     for depth_bin in sorted({key[0] for key in cells}):
         parts = [_cell(cells.get((depth_bin, metric), {})) for metric in DEPTH_METRICS]
-        yield f"{_BIN[depth_bin]:8} " + "  ".join(parts).rstrip()
+        yield f"{_BIN[depth_bin]:8}" + " ".join(parts).rstrip()
 
 
 def _cell(rows: dict[str, DepthRow]) -> str:
-    """22 characters: the value; per kind where it lies (< > or within) and the three quartiles."""
+    """23 characters: the value; per kind where it lies (< > or within) and the three quartiles."""
     if not rows:
-        return " " * 22
+        return " " * 23
     text = f"{100 * next(iter(rows.values())).value:3.0f}"
     for kind in KINDS:
         row = rows.get(kind)
         quartiles = [100 * q for q in (row.q1, row.median, row.q3)] if row else []
         mark = _MARK[row.place] if row else " "
         text += f"{mark}" + "".join(f"{q:3.0f}" for q in quartiles).rjust(9)
-    return f"{text:22}"
+    return f"{text:23}"
 
 
 def _models(comparison: Comparison) -> Iterator[str]:
     """Per number of the whole network: its value, rank and median among each kind."""
     kinds = [kind for kind in KINDS if any(row.kind == kind for row in comparison.models)]
     sizes = {row.kind: row.n for row in comparison.models}
-    heads = "".join(f"{f'among {sizes[k]} {k}':>22}" for k in kinds)
-    yield f"{'whole network':32}{'model':>8}{heads}"
-    yield " " * 40 + f"{'rank':>11}{'median':>11}" * len(kinds)
+    heads = "".join(f"{f'among {sizes[k]} {k}':>21}" for k in kinds)
+    yield f"{'whole network':30}{'model':>8}{heads}"
+    yield " " * 38 + f"{'rank':>10}{'median':>11}" * len(kinds)
     for metric, words in MODEL_METRICS.items():
         rows = {row.kind: row for row in comparison.models if row.metric == metric}
         if rows:
             value = next(iter(rows.values())).value
             places = "".join(
-                f"{rows[k].rank:>11}{rows[k].median:>11.4f}" for k in kinds if k in rows
+                f"{rows[k].rank:>10}{rows[k].median:>11.4f}" for k in kinds if k in rows
             )
-            yield f"{words:32}{value:8.4f}{places}"
+            yield f"{words:30}{value:8.4f}{places}"
 
 
 def layer_rows(measured: Measurement) -> tuple[tuple[str, ...], list[dict[str, object]]]:

@@ -2,10 +2,10 @@
 
 The index (architectures.json.gz, made by index.py) holds, for architectures that this project,
 torchvision, timm and RobustBench build, what their keys and shapes are and what a forward pass
-runs. An architecture is met when every tensor of its convolutions and BatchNorms is there in its shape,
-every other parameter too (the classifier may have another number of classes), and nothing is left
-over. Names and shapes say nothing of the forward pass: where two indexed networks share them and
-run different graphs, both are returned.
+runs. An architecture is met when every tensor of its convolutions and BatchNorms is there in its
+shape, every other parameter too (the classifier may have another number of classes), and nothing
+is left over. Names and shapes say nothing of the forward pass: where two indexed networks share
+them and run different graphs, both are returned.
 """
 
 from __future__ import annotations
