@@ -41,7 +41,8 @@ def rows(measured, view: str = "folded") -> list[dict]:
 def test_a_module_has_the_numbers_that_a_build_would_store() -> None:
     model = seeded(networks.wide_resnet_10_2())
     measured = measure_module(model, dataset="cifar10")
-    convs = trace(networks.wide_resnet_10_2(), 32)
+    with torch.device("meta"):
+        convs = trace(networks.wide_resnet_10_2(), 32)
     layers = list(iter_layers(convs, model.state_dict()))
     assert len(rows(measured)) == len(rows(measured, "trained")) == len(layers)
     for layer in layers:
@@ -244,7 +245,8 @@ def test_names_and_shapes_of_two_graphs_give_no_folded_number() -> None:
         name = f"two:{type(model).__name__}"
         return Architecture((name,), digest(core), rest, 0, tuple(trace(model, 32)))
 
-    both = entry(Post()), entry(Late())
+    with torch.device("meta"):
+        both = entry(Post()), entry(Late())
     assert both[0].core == both[1].core and both[0].convs != both[1].convs
     graph = graph_of(Recognised(both, ""))
     assert not graph.convs and graph.constructor is None

@@ -5,6 +5,7 @@ Each library is imported when its function is called, and by nothing else.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from builder.compare.measurement import Measurement
@@ -47,11 +48,11 @@ def lightning_callback(*, every_n_epochs: int = 1, **options: Any) -> Any:
         options: as for `measure` of a module, e.g. image_size=32.
     """
     try:
-        from lightning.pytorch import Callback
+        lightning: Any = importlib.import_module("lightning.pytorch")
     except ImportError:
-        from pytorch_lightning import Callback
+        lightning = importlib.import_module("pytorch_lightning")
 
-    class FilterMetrics(Callback):  # type: ignore[misc]
+    class FilterMetrics(lightning.Callback):  # type: ignore[misc]
         """Logs the summary of the module's filters."""
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -74,9 +75,9 @@ def trainer_callback(trainer: Any, *, every_n_epochs: int = 1, **options: Any) -
         options: as for `measure` of a module; image_size is by default what the model's
             configuration says.
     """
-    from transformers import TrainerCallback
+    transformers: Any = importlib.import_module("transformers")
 
-    class FilterMetrics(TrainerCallback):  # type: ignore[misc]
+    class FilterMetrics(transformers.TrainerCallback):  # type: ignore[misc]
         """Logs the summary of the trainer's model."""
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

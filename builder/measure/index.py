@@ -85,12 +85,12 @@ def entry(constructor: str, image_size: int) -> dict[str, Any]:
 
 
 def _essential(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters, and of the BatchNorms' statistics; each tensor once."""
-    parameters = dict(model.named_parameters())
+    """Shapes of the parameters, under each of their names, and of the BatchNorms' statistics."""
+    parameters = {id(p) for p in model.parameters()}
     return {
         key: tuple(tensor.shape)
         for key, tensor in model.state_dict(keep_vars=True).items()
-        if key in parameters or key.rpartition(".")[2] in ("running_mean", "running_var")
+        if id(tensor) in parameters or key.rpartition(".")[2] in ("running_mean", "running_var")
     }
 
 

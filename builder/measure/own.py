@@ -29,7 +29,7 @@ IMAGE_SIZES = (32, 224, 64, 96, 128, 28, 299)
 
 
 @dataclass(frozen=True)
-class _Graph:
+class Graph:
     """A network as far as it is known: what runs, and where its tensors are.
 
     Attributes:
@@ -70,8 +70,8 @@ def measure_module(
     model = _unwrapped(model)
     convs = tuple(_trace(model, image_size or (IMAGE_SIZE[dataset] if dataset else None)))
     state = {key: value.detach() for key, value in model.state_dict(keep_vars=True).items()}
-    graph = _Graph(convs, _class_name(model))
-    return _measure(name or type(model).__name__, state, graph, dataset, layers, report)
+    graph = Graph(convs, _class_name(model))
+    return measure_graph(name or type(model).__name__, state, graph, dataset, layers, report)
 
 
 def measure_state(
@@ -87,13 +87,13 @@ def measure_state(
     found = recognise(shapes)
     if found is not None and len(found.architectures) == 1:
         state = _Renamed(state, found.prefix)
-    return _measure(name, state, graph_of(found), dataset, layers, report)
+    return measure_graph(name, state, graph_of(found), dataset, layers, report)
 
 
-def graph_of(found: Recognised | None) -> _Graph:
+def graph_of(found: Recognised | None) -> Graph:
     """What a recognised state dict runs, or what is unknown of one that was not."""
     if found is None:
-        return _Graph(
+        return Graph(
             unknown=(
                 "Its keys and shapes are those of no architecture that is known here, so the order "
                 "in which layers run, their depth, layers that never run and BatchNorm folding are "
@@ -103,7 +103,7 @@ def graph_of(found: Recognised | None) -> _Graph:
         )
     names = [a.constructors[0] for a in found.architectures]
     if len(names) > 1:
-        return _Graph(
+        return Graph(
             unknown=(
                 f"Its keys and shapes are those of {' and of '.join(names)}, which run different "
                 "graphs, so depth and BatchNorm folding are unknown: layers are in stored order, "
@@ -112,7 +112,7 @@ def graph_of(found: Recognised | None) -> _Graph:
         )
     (architecture,) = found.architectures
     also = architecture.constructors[1:3]
-    return _Graph(
+    return Graph(
         architecture.convs,
         architecture.constructors[0],
         f"recognised as {architecture.constructors[0]} by all {architecture.n_keys} keys and shapes"
@@ -184,10 +184,10 @@ def _shadow(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _measure(
+def measure_graph(
     name: str,
     state: Mapping[str, Tensor],
-    graph: _Graph,
+    graph: Graph,
     dataset: str | None,
     patterns: Sequence[str] | None,
     report: Report | None,
@@ -236,7 +236,7 @@ def _measure(
     )
 
 
-def _place(conv: TracedConv, graph: _Graph) -> dict[str, Any]:
+def _place(conv: TracedConv, graph: Graph) -> dict[str, Any]:
     """Where a convolution sits; without an architecture only its shape is known."""
     known = layer_graph(conv) if graph.convs else {}
     height, width = conv.kernel_size
@@ -299,7 +299,7 @@ def _never_run(
         if conv.weight not in run and state[conv.weight].data_ptr() not in same:
             yield {
                 **about,
-                **_place(conv, _Graph()),
+                **_place(conv, Graph()),
                 "weights": "trained",
                 "status": SKIPPED,
                 "reason": "the forward pass never convolves with it (dead, or transposed)",
