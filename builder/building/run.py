@@ -16,7 +16,7 @@ from builder.building.ahead import ahead
 from builder.building.workspace import Workspace, open_workspace
 from builder.cohort.registry import IMAGE_SIZE, Cohort, ModelSpec
 from builder.errors import BuilderError, UsageError
-from builder.files import cache_folder, file_sha256, lock_file
+from builder.files import cache_folder, file_sha256, pins_file
 from builder.metrics.layer import measure_layer
 from builder.network.device import resolve_device
 from builder.network.extract import iter_layers
@@ -54,7 +54,7 @@ class Options:
     checkpoints: Path | None = None
     discard_checkpoints: bool = False
     cache: Path = field(default_factory=cache_folder)
-    lock: Path = field(default_factory=lock_file)
+    pins: Path = field(default_factory=pins_file)
 
     def __post_init__(self) -> None:
         parse_version(self.version)
@@ -147,7 +147,7 @@ def _disk_error(error: OSError, out: Path) -> BuilderError:
 def _changed(spec: ModelSpec, sha256: str | None) -> bool:
     """Whether a checkpoint that is a file of this machine is no longer the one of this digest.
 
-    A download is held to its locked digest instead; and a file that is gone says nothing against
+    A download is held to its pinned digest instead; and a file that is gone says nothing against
     what was made of it.
     """
     address = resolve(spec) if sha256 else None
@@ -249,8 +249,8 @@ def build_model(
             spec,
             cache=options.cache,
             checkpoints=options.checkpoints,
-            lock=options.lock,
-            progress=lambda what, done, total: report(spec.model_id, what, done, total),
+            pins=options.pins,
+            report=report,
         )
         state = sources.load_state(spec, fetched, meta)
     path = schema.filters_path(spec.dataset, spec.model_id)
