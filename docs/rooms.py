@@ -24,7 +24,7 @@ class Room:
 
 GROUND: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "schema": (),
+    "schema": ("errors",),
     "files": (),
     "progress": (),
     "csvfile": ("errors",),
