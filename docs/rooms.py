@@ -27,6 +27,7 @@ GROUND: dict[str, tuple[str, ...]] = {
     "schema": (),
     "files": (),
     "progress": (),
+    "tables": (),
     "hub": ("errors",),
 }
 """Modules at the top of builder/ and what they import of each other."""
