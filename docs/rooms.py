@@ -28,6 +28,7 @@ GROUND: dict[str, tuple[str, ...]] = {
     "files": (),
     "progress": (),
     "csvfile": ("errors",),
+    "tables": (),
     "hub": ("errors",),
 }
 """Modules at the top of builder/ and what they import of each other."""
