@@ -24,9 +24,11 @@ class Room:
 
 GROUND: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "schema": (),
+    "schema": ("errors",),
     "files": (),
     "progress": (),
+    "csvfile": ("errors",),
+    "tables": (),
     "hub": ("errors",),
 }
 """Modules at the top of builder/ and what they import of each other."""

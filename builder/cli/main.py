@@ -21,7 +21,6 @@ EXTRAS = dict.fromkeys(
         "robustbench",
         "safetensors",
         "requests",
-        "filelock",
         "skimage",
     ),
     "build",
