@@ -43,7 +43,7 @@ ROOMS: dict[str, Room] = {
     "metrics": Room(reads=("release", "network"), torch=True),
     "first_layer": Room(reads=("sources",), torch=True),
     "measure": Room(
-        reads=("cohort", "release", "compare", "sources", "network", "metrics"), torch=True
+        reads=("cohort", "compare", "sources", "network", "metrics", "first_layer"), torch=True
     ),
     "training": Room(reads=("cohort", "sources", "network", "first_layer"), torch=True),
     "building": Room(
@@ -55,7 +55,16 @@ ROOMS: dict[str, Room] = {
     "publish": Room(reads=("release", "check")),
     "cli": Room(
         reads=(
-            *("cohort", "release", "paper", "network", "training", "building"),
+            *(
+                "cohort",
+                "release",
+                "paper",
+                "compare",
+                "network",
+                "measure",
+                "training",
+                "building",
+            ),
             *("sql", "check", "publish"),
         ),
     ),

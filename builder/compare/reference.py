@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from builder.cohort.registry import load_cohort
+from builder.csvfile import read_csv
 from builder.errors import UsageError
 from builder.paper.published import read_published
 from builder.release.moments import Array
@@ -205,6 +208,16 @@ def weighted_means(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]
         "variance_entropy": _mean(kept),
         "orthogonality": _mean([(v, n) for v, n in across if v is not None]),
     }
+
+
+def mini_first_layer() -> list[dict[str, str]]:
+    """First-layer responses of the mini release's pairs, whole layers, by architecture.
+
+    The file was written by this query on a build of the mini cohort, and a test holds it to one:
+    `builder query tests/mini_first_layer.sql --release out/mini --format csv`.
+    """
+    path = Path(str(files("builder") / "compare" / "mini_first_layer.csv"))
+    return [row for _, row in read_csv(path)]
 
 
 def _mean(weighted: list[tuple[float, int]]) -> float | None:

@@ -8,18 +8,22 @@ from collections.abc import Iterable, Iterator
 from builder.compare.columns import MEASURED
 from builder.compare.comparison import MODEL_METRICS, Comparison, DepthRow
 from builder.compare.measurement import Measurement
-from builder.compare.reference import DEPTH_METRICS, KINDS
+from builder.compare.reference import DEPTH_METRICS, KINDS, load_reference, mini_first_layer
 
 _BIN = {0: "first", **{b: f"{(b - 1) / 10:.1f}-{b / 10:.1f}" for b in range(1, 11)}}
 _MARK = {-1: "<", 0: " ", 1: ">"}
 
 
 WIDTH = 80
+PERTURBATIONS = ("random", "pgd")
 
 
 def lines(measured: Measurement, comparison: Comparison | None) -> Iterator[str]:
     """The screen, line by line."""
-    yield from _prose(_head(measured))
+    yield from _prose(head(measured))
+    if measured.first_layer:
+        yield ""
+        yield from _first_layer(measured)
     if comparison is not None:
         yield from _prose([f"against: {comparison.against}"])
         if comparison.depth:
@@ -38,7 +42,7 @@ def _prose(texts: Iterable[str]) -> Iterator[str]:
         yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
-def _head(measured: Measurement) -> Iterator[str]:
+def head(measured: Measurement) -> Iterator[str]:
     numbers = measured.summary
     plain = "_trained" if measured.view == "trained" else ""
     yield (
@@ -55,6 +59,38 @@ def _head(measured: Measurement) -> Iterator[str]:
     if shown:
         yield ", ".join(shown)
     yield from measured.unknown
+
+
+def _first_layer(measured: Measurement) -> Iterator[str]:
+    """Response of the first layer behind its activation, beside the mini release's pairs."""
+    yield "first layer: how much of a perturbation passes, against natural content (1: as much)"
+    yield f"{'':30}{'random signs':>21}{'PGD':>21}"
+    own = [r for r in measured.first_layer if r["out_channel"] is None]
+    for layer in dict.fromkeys(row["layer"] for row in own):
+        found = {r["perturbation"]: r["response_post"] for r in own if r["layer"] == layer}
+        yield f"{layer:30}" + "".join(f"{_number(found.get(p)):>21}" for p in PERTURBATIONS)
+    pairs = mini_first_layer()
+    for architecture in dict.fromkeys(row["architecture"] for row in pairs):
+        cells = [
+            f"{float(row['robust_post']):.3f} / {float(row['standard_post']):.3f}"
+            for p in PERTURBATIONS
+            for row in pairs
+            if (row["architecture"], row["perturbation"]) == (architecture, p)
+        ]
+        yield f"{architecture + ', robust / standard':30}" + "".join(f"{c:>21}" for c in cells)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def references() -> list[str]:
+    """What a network can be compared with."""
+    return [
+        "paper: " + load_reference("paper").name,
+        "a release folder, e.g. out/mini: every number of its layers",
+        "hf://datasets/ORG/NAME@TAG: the same, on the Hub",
+    ]
 
 
 def _depth(comparison: Comparison) -> Iterator[str]:

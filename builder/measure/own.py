@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from builder.cohort.registry import IMAGE_SIZE
 from builder.compare.columns import MEASURED, SKIPPED
 from builder.compare.measurement import Measurement, layers_table
 from builder.errors import BuilderError, UsageError
+from builder.first_layer.response import measure_response
 from builder.measure.recognise import Recognised, recognise
 from builder.metrics.layer import measure_layer
 from builder.network.extract import iter_layers
@@ -50,6 +51,7 @@ def measure_module(
     dataset: str | None = None,
     name: str | None = None,
     layers: Sequence[str] | None = None,
+    first_layer: bool = False,
     report: Report | None = None,
 ) -> Measurement:
     """Measure a network in memory, on whatever device it is.
@@ -63,15 +65,25 @@ def measure_module(
         dataset: cifar10, cifar100 or imagenet, to compare on.
         name: what to call it; default its class.
         layers: patterns of layers to measure, e.g. "layer4.*"; default all.
+        first_layer: measure a copy's first-layer response to perturbations, too (attacks it).
 
     Raises:
         BuilderError: no forward pass succeeds, or it runs no convolution.
     """
     model = _unwrapped(model)
-    convs = tuple(_trace(model, image_size or (IMAGE_SIZE[dataset] if dataset else None)))
+    size = image_size or (IMAGE_SIZE[dataset] if dataset else None)
+    convs, size = _trace(model, size)
     state = {key: value.detach() for key, value in model.state_dict(keep_vars=True).items()}
-    graph = Graph(convs, _class_name(model))
-    return measure_graph(name or type(model).__name__, state, graph, dataset, layers, report)
+    graph = Graph(tuple(convs), _class_name(model))
+    measured = measure_graph(name or type(model).__name__, state, graph, dataset, layers, report)
+    return with_response(measured, copy.deepcopy(model), size) if first_layer else measured
+
+
+def with_response(measured: Measurement, model: nn.Module, image_size: int) -> Measurement:
+    """The measurement with the first-layer response of `model`, which is moved to the CPU."""
+    eps = 4 / 255 if measured.dataset == "imagenet" else 8 / 255
+    rows = measure_response(model, eps=eps, image_size=image_size)
+    return replace(measured, first_layer=tuple(rows))
 
 
 def measure_state(
@@ -158,7 +170,8 @@ def _class_name(model: nn.Module) -> str | None:
     return f"{cls.__module__}:{cls.__qualname__}" if importable else None
 
 
-def _trace(model: nn.Module, image_size: int | None) -> list[TracedConv]:
+def _trace(model: nn.Module, image_size: int | None) -> tuple[list[TracedConv], int]:
+    """What runs, and the size of the image that it was traced with."""
     shadow = _shadow(model)
     own = getattr(model, "pretrained_cfg", None)
     if image_size is None and isinstance(own, dict) and "input_size" in own:
@@ -166,7 +179,7 @@ def _trace(model: nn.Module, image_size: int | None) -> list[TracedConv]:
     sizes = IMAGE_SIZES if image_size is None else (image_size,)
     for size in sizes:
         try:
-            return trace(shadow, size)
+            return trace(shadow, size), size
         except BuilderError as e:
             failure = e
     raise failure
