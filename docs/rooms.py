@@ -37,10 +37,14 @@ ROOMS: dict[str, Room] = {
     "cohort": Room(),
     "release": Room(),
     "paper": Room(reads=("cohort", "release")),
+    "compare": Room(reads=("cohort", "release", "paper")),
     "sources": Room(reads=("cohort",), torch=True),
     "network": Room(reads=("cohort", "sources"), torch=True),
     "metrics": Room(reads=("release", "network"), torch=True),
     "first_layer": Room(reads=("sources",), torch=True),
+    "measure": Room(
+        reads=("cohort", "compare", "sources", "network", "metrics", "first_layer"), torch=True
+    ),
     "training": Room(reads=("cohort", "sources", "network", "first_layer"), torch=True),
     "building": Room(
         reads=("cohort", "release", "paper", "sources", "network", "metrics", "first_layer"),
@@ -51,7 +55,16 @@ ROOMS: dict[str, Room] = {
     "publish": Room(reads=("release", "check")),
     "cli": Room(
         reads=(
-            *("cohort", "release", "paper", "network", "training", "building"),
+            *(
+                "cohort",
+                "release",
+                "paper",
+                "compare",
+                "network",
+                "measure",
+                "training",
+                "building",
+            ),
             *("sql", "check", "publish"),
         ),
     ),
