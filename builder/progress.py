@@ -20,6 +20,11 @@ from rich.progress import (
 Report = Callable[[str, str, int, int | None], None]
 """(model or stage, what is being done, done, total); total None: unknown."""
 
+
+def silent(subject: str, what: str, done: int, total: int | None) -> None:
+    """A `Report` that shows nothing."""
+
+
 FINAL = ("done", "already there", "failed")
 
 
@@ -33,7 +38,7 @@ def show(quiet: bool = False) -> Iterator[Report]:
     """A `Report` to pass to the work."""
     screen = console()
     if quiet:
-        yield lambda subject, what, done, total: None
+        yield silent
     elif screen.is_terminal:
         with Progress(
             TextColumn("{task.description}"),

@@ -1,7 +1,7 @@
 """Every table of a release, once: columns, types, units, descriptions, keys, paths.
 
 The writer, the verifier, the dataset card and the documentation read this module; nothing
-else states a column. It imports nothing of the package.
+else states a column. It imports nothing of the package but its errors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from builder.errors import UsageError
+
 SCHEMA_VERSION = 1
 
 WEIGHT_VIEWS = ("trained", "folded")
 """`trained`: the checkpoint's weights. `folded`: multiplied by the scale of the BatchNorm that
 alone consumes the convolution's output, as the paper analysed them."""
+
+
+def check_view(view: str) -> None:
+    """Refuse a view of the weights that is none of `WEIGHT_VIEWS`."""
+    if view not in WEIGHT_VIEWS:
+        raise UsageError(f"unknown view {view!r}; expected {' or '.join(WEIGHT_VIEWS)}.")
+
 
 VIEW_SUFFIX = {"folded": "", "trained": "_trained"}
 """View -> end of the names of its columns in `models`; the paper's view has the plain names."""

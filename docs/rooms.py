@@ -24,9 +24,11 @@ class Room:
 
 GROUND: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "schema": (),
+    "schema": ("errors",),
     "files": (),
     "progress": (),
+    "csvfile": ("errors",),
+    "tables": (),
     "hub": ("errors",),
 }
 """Modules at the top of builder/ and what they import of each other."""
@@ -35,10 +37,14 @@ ROOMS: dict[str, Room] = {
     "cohort": Room(),
     "release": Room(),
     "paper": Room(reads=("cohort", "release")),
+    "compare": Room(reads=("cohort", "release", "paper")),
     "sources": Room(reads=("cohort",), torch=True),
     "network": Room(reads=("cohort", "sources"), torch=True),
     "metrics": Room(reads=("release", "network"), torch=True),
     "first_layer": Room(reads=("sources",), torch=True),
+    "measure": Room(
+        reads=("cohort", "compare", "sources", "network", "metrics", "first_layer"), torch=True
+    ),
     "training": Room(reads=("cohort", "sources", "network", "first_layer"), torch=True),
     "building": Room(
         reads=("cohort", "release", "paper", "sources", "network", "metrics", "first_layer"),
@@ -49,7 +55,16 @@ ROOMS: dict[str, Room] = {
     "publish": Room(reads=("release", "check")),
     "cli": Room(
         reads=(
-            *("cohort", "release", "paper", "network", "training", "building"),
+            *(
+                "cohort",
+                "release",
+                "paper",
+                "compare",
+                "network",
+                "measure",
+                "training",
+                "building",
+            ),
             *("sql", "check", "publish"),
         ),
     ),

@@ -73,8 +73,10 @@ def test_build_verify_and_the_rest_of_a_releases_life(toy_cohort: Path, tmp_path
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)["findings"]) > 10
     weights = tmp_path / "w.npz"
-    exported = run("export", out, "cifar10-robust-alpha", "-o", weights)
+    exported = run("export", out, "cifar10-robust-alpha", "-o", weights, "--view", "folded")
     assert exported.returncode == 0 and weights.exists(), exported.stderr
+    bent = run("export", out, "cifar10-robust-alpha", "-o", weights, "--view", "bent")
+    assert bent.returncode == 2 and "unknown view 'bent'" in bent.stderr
 
     recorded = run("record", out, "--folder", tmp_path / "release")
     version = tmp_path / "release" / "v0.1.0"

@@ -370,8 +370,8 @@ def test_recipes_are_read(tmp_path: Path) -> None:
         ("t,c,a,cifar10,1,20,0.1,0,7,2,8/0,1/255,float32", "pgd_steps above 0"),
         ("t,c,a,cifar10,1,20,0.1,0,7,0,8/255,,float32", "with 0 they are empty"),
         ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float8", "stored_as is float32, float16"),
-        ("t,c,a,cifar10,1", "13 fields"),
-        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float32,extra", "13 fields"),
+        ("t,c,a,cifar10,1", "row 2: expected 13 fields, found 5"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float32,extra", "13 fields, found 14"),
     ],
 )
 def test_wrong_recipe_is_refused(line: str, message: str, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_wrong_recipe_is_refused(line: str, message: str, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=message):
         read_recipes(file)
     file.write_text("name\nx\n")
-    with pytest.raises(UsageError, match="expected the columns"):
+    with pytest.raises(UsageError, match=r"missing column.* 'constructor'"):
         read_recipes(file)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder import schema
+from builder.progress import Report
 from builder.release.manifest import Manifest
 from builder.release.moments import Array, Moments, merge, pack, random_entropy, unpack
 
@@ -127,7 +128,7 @@ def _differs(found: Any, expected: Any) -> bool:
     return not np.abs(found - expected).max() <= TOLERANCE * scale  # NaN differs, too
 
 
-def wrong_metrics(root: Path, report: Callable[[str, int, int], None]) -> Wrong:
+def wrong_metrics(root: Path, report: Report) -> Wrong:
     """Numbers of `layers`, and `linf` of filters, that do not follow from the stored filters."""
     rows = pq.read_table(root / schema.table_path("layers")).to_pylist()
     by_model: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(
@@ -136,7 +137,7 @@ def wrong_metrics(root: Path, report: Callable[[str, int, int], None]) -> Wrong:
     for row in rows:
         by_model[row["dataset"], row["model_id"]][row["weights"]].append(row)
     for i, ((dataset, model_id), views) in enumerate(by_model.items(), 1):
-        report("metrics", i, len(by_model))
+        report("verify", "metrics", i, len(by_model))
         path = schema.filters_path(dataset, model_id)
         stored = {(r["layer_index"], r["weights"]): r for v in views.values() for r in v}
         with np.errstate(over="ignore", invalid="ignore"):

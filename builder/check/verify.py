@@ -3,7 +3,7 @@
 Fast: manifest, digests of every file, schemas, counts, keys and ranges. Full: content hashes,
 every metric of layers, models and bases recomputed from the stored filters (recompute.py),
 every query run, with the audits that recompute histograms. Each check is a small function that
-yields findings; no finding means the release is good.
+yields faults; no fault means the release is good.
 
 What no filter tells is taken at its word: where a layer sits in its network, what the cohort says
 of a model, `n_params` (beyond a lower bound), and `first_layer`, which needs networks and images.
@@ -12,7 +12,7 @@ of a model, `n_params` (beyond a lower bound), and `first_layer`, which needs ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from builder import schema
 from builder.check.recompute import wrong_bases, wrong_histograms, wrong_metrics, wrong_models
 from builder.errors import BuilderError
 from builder.files import file_sha256
+from builder.progress import Report, silent
 from builder.release import content
 from builder.release.manifest import Manifest, filter_files, read_manifest
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fault:
     """Something that is not as it must be: which check, in which file, what."""
 
     check: str
@@ -42,43 +43,38 @@ class Finding:
         return f"{self.check}: {self.path}: {self.message}"
 
 
-Report = Callable[[str, int, int], None]
-"""Progress: (check, done, total)."""
-
-
-def verify(root: Path, full: bool = False, report: Report | None = None) -> list[Finding]:
+def verify(root: Path, full: bool = False, report: Report = silent) -> list[Fault]:
     """Check a release folder.
 
     Args:
         root: the release.
         full: recompute content hashes and metrics and run the queries, too.
-        report: called as checks proceed.
+        report: called as checks proceed, as ("verify", check, done, total).
 
     Raises:
         BuilderError: no release, or a damaged manifest.
     """
     manifest = read_manifest(root)
-    say = report or (lambda check, done, total: None)
-    findings = list(check_files(root, manifest, say))
-    if findings:
-        return findings  # what is inside damaged files says nothing
-    findings += check_schemas(root, manifest)
-    if not findings:
-        findings += check_tables(root, manifest)
-    if full and not findings:
-        findings += check_content(root, manifest, say)
-        wrong_layers = list(wrong_metrics(root, say))
-        findings += (Finding("metrics", *wrong) for wrong in wrong_layers)
+    faults = list(check_files(root, manifest, report))
+    if faults:
+        return faults  # what is inside damaged files says nothing
+    faults += check_schemas(root, manifest)
+    if not faults:
+        faults += check_tables(root, manifest)
+    if full and not faults:
+        faults += check_content(root, manifest, report)
+        wrong_layers = list(wrong_metrics(root, report))
+        faults += (Fault("metrics", *wrong) for wrong in wrong_layers)
         if not wrong_layers:  # what follows from wrong layers says nothing
-            findings += (Finding("metrics", *wrong) for wrong in wrong_models(root, manifest))
-            findings += (Finding("pca", *wrong) for wrong in wrong_bases(root))
-            findings += (Finding("histograms", *wrong) for wrong in wrong_histograms(root))
-        findings += check_sample(root, manifest)
-        findings += check_queries(root, say)
-    return findings
+            faults += (Fault("metrics", *wrong) for wrong in wrong_models(root, manifest))
+            faults += (Fault("pca", *wrong) for wrong in wrong_bases(root))
+            faults += (Fault("histograms", *wrong) for wrong in wrong_histograms(root))
+        faults += check_sample(root, manifest)
+        faults += check_queries(root, report)
+    return faults
 
 
-def check_files(root: Path, manifest: Manifest, report: Report) -> Iterator[Finding]:
+def check_files(root: Path, manifest: Manifest, report: Report) -> Iterator[Fault]:
     """Every file of the manifest is there, whole and unchanged, and there is no other.
 
     Except for what the Hub adds to a repository and huggingface_hub to a download.
@@ -89,17 +85,17 @@ def check_files(root: Path, manifest: Manifest, report: Report) -> Iterator[Find
     }
     for path in sorted(found - listed.keys()):
         if path != ".gitattributes" and not path.startswith(".cache/huggingface/"):
-            yield Finding("files", path, "is not in the manifest")
+            yield Fault("files", path, "is not in the manifest")
     for i, (path, facts) in enumerate(sorted(listed.items()), 1):
-        report("files", i, len(listed))
+        report("verify", "files", i, len(listed))
         if path not in found:
-            yield Finding("files", path, "is missing")
+            yield Fault("files", path, "is missing")
             continue
         size = (root / path).stat().st_size
         if size != facts["bytes"]:
-            yield Finding("files", path, f"has {size} bytes, the manifest says {facts['bytes']}")
+            yield Fault("files", path, f"has {size} bytes, the manifest says {facts['bytes']}")
         elif file_sha256(root / path) != facts["sha256"]:
-            yield Finding("files", path, "has changed: its SHA-256 is not the manifest's")
+            yield Fault("files", path, "has changed: its SHA-256 is not the manifest's")
 
 
 def _tables(root: Path, manifest: Manifest) -> Iterator[tuple[str, schema.Table]]:
@@ -109,27 +105,27 @@ def _tables(root: Path, manifest: Manifest) -> Iterator[tuple[str, schema.Table]
             yield path, table
 
 
-def check_schemas(root: Path, manifest: Manifest) -> Iterator[Finding]:
+def check_schemas(root: Path, manifest: Manifest) -> Iterator[Fault]:
     """Every table file has its table's columns and types, the manifest's rows, our metadata."""
     tables = dict(_tables(root, manifest))
     for name in schema.SMALL_TABLES:
         if schema.table_path(name) not in tables:
-            yield Finding("schema", schema.table_path(name), "is missing")
+            yield Fault("schema", schema.table_path(name), "is missing")
     for path, table in tables.items():
         try:
             with pq.ParquetFile(root / path) as file:
                 found, rows = file.schema_arrow, file.metadata.num_rows
         except pa.ArrowInvalid as e:
-            yield Finding("schema", path, f"is no Parquet file: {e}")
+            yield Fault("schema", path, f"is no Parquet file: {e}")
             continue
         if not found.equals(table.arrow):
-            yield Finding("schema", path, f"columns differ from table '{table.name}'")
+            yield Fault("schema", path, f"columns differ from table '{table.name}'")
         if rows != manifest["files"][path]["rows"]:
             expected = manifest["files"][path]["rows"]
-            yield Finding("schema", path, f"has {rows} rows, the manifest says {expected}")
+            yield Fault("schema", path, f"has {rows} rows, the manifest says {expected}")
         metadata = found.metadata or {}
         if metadata.get(b"rfl.weights", b"").decode() != manifest["weights"]:
-            yield Finding("schema", path, "does not carry the manifest's kind of weights")
+            yield Fault("schema", path, "does not carry the manifest's kind of weights")
 
 
 _CHECKS = {
@@ -201,7 +197,7 @@ _CHECKS = {
 """Queries over the small tables; each names the rows that break its rule."""
 
 
-def check_tables(root: Path, manifest: Manifest) -> Iterator[Finding]:
+def check_tables(root: Path, manifest: Manifest) -> Iterator[Fault]:
     """Keys are unique, references lead somewhere, values are in range, counts agree."""
     with duckdb.connect() as connection:
         for name in schema.SMALL_TABLES:
@@ -214,12 +210,12 @@ def check_tables(root: Path, manifest: Manifest) -> Iterator[Finding]:
                 f"SELECT {key} FROM {name} GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
             ).fetchall()
             if repeated:
-                yield Finding("keys", path, f"key ({key}) occurs twice: {repeated[0]}")
+                yield Fault("keys", path, f"key ({key}) occurs twice: {repeated[0]}")
             yield from _check_values(path, table, rows)
         for rule, sql in _CHECKS.items():
             broken = connection.execute(f"SELECT * FROM ({sql}) LIMIT 3").fetchall()
             if broken:
-                yield Finding("tables", "data", f"{rule}: {', '.join(str(r[0]) for r in broken)}")
+                yield Fault("tables", "data", f"{rule}: {', '.join(str(r[0]) for r in broken)}")
         models = connection.execute(
             "SELECT dataset::VARCHAR, model_id::VARCHAR, n_filters FROM models"
         ).fetchall()
@@ -229,49 +225,47 @@ def check_tables(root: Path, manifest: Manifest) -> Iterator[Finding]:
         ).fetchall()
     totals = tuple(manifest["totals"][k] for k in ("models", "pairs", "layers", "filters"))
     if counted != [totals]:
-        yield Finding(
-            "counts", schema.MANIFEST, f"totals are {totals}, the tables hold {counted[0]}"
-        )
+        yield Fault("counts", schema.MANIFEST, f"totals are {totals}, the tables hold {counted[0]}")
     yield from _check_filter_files(root, manifest, models)
 
 
-def _check_values(path: str, table: schema.Table, rows: pa.Table) -> Iterator[Finding]:
+def _check_values(path: str, table: schema.Table, rows: pa.Table) -> Iterator[Fault]:
     for column in table.columns:
         values = rows[column.name]
         if values.null_count and not column.nullable:
-            yield Finding("values", path, f"column {column.name} has nulls")
+            yield Fault("values", path, f"column {column.name} has nulls")
         if pa.types.is_floating(column.type) and pc.any(pc.is_nan(values)).as_py():
-            yield Finding("values", path, f"column {column.name} has NaN")
+            yield Fault("values", path, f"column {column.name} has NaN")
 
 
-def _check_filter_files(root: Path, manifest: Manifest, models: list[Any]) -> Iterator[Finding]:
+def _check_filter_files(root: Path, manifest: Manifest, models: list[Any]) -> Iterator[Fault]:
     """One filter file per model, in its place, with its rows and nobody else's."""
     if not filter_files(manifest):
         return  # a release of published values alone has no filters
     expected = {schema.filters_path(d, m): (d, m, n) for d, m, n in models}
     for path in manifest["files"]:
         if schema.filters_key(path) and path not in expected:
-            yield Finding("filters", path, "belongs to no model")
+            yield Fault("filters", path, "belongs to no model")
     for path, (dataset, model_id, n_filters) in expected.items():
         if path not in manifest["files"]:
-            yield Finding("filters", path, "is missing")
+            yield Fault("filters", path, "is missing")
             continue
         with pq.ParquetFile(root / path) as file:
             meta = file.metadata
         if meta.num_rows != n_filters:
-            yield Finding("filters", path, f"has {meta.num_rows} rows, models says {n_filters}")
+            yield Fault("filters", path, f"has {meta.num_rows} rows, models says {n_filters}")
         for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
             for index, value in enumerate((dataset, model_id)):
                 statistics = group.column(index).statistics
                 if statistics is None or {statistics.min, statistics.max} != {value}:
-                    yield Finding("filters", path, f"holds rows of other models than {model_id}")
+                    yield Fault("filters", path, f"holds rows of other models than {model_id}")
 
 
-def check_content(root: Path, manifest: Manifest, report: Report) -> Iterator[Finding]:
+def check_content(root: Path, manifest: Manifest, report: Report) -> Iterator[Fault]:
     """The content hash of every table is the manifest's, and filters are sorted by their key."""
     paths = dict(_tables(root, manifest))
     for i, path in enumerate(paths, 1):
-        report("content", i, len(paths))
+        report("verify", "content", i, len(paths))
         filters = schema.filters_key(path) is not None
         total, previous = 0, -math.inf
         with pq.ParquetFile(root / path) as file:
@@ -281,11 +275,11 @@ def check_content(root: Path, manifest: Manifest, report: Report) -> Iterator[Fi
                 if filters:
                     key = _filter_key(batch)
                     if key[0] <= previous or (key[1:] <= key[:-1]).any():
-                        yield Finding("order", path, "is not sorted by its key, or repeats one")
+                        yield Fault("order", path, "is not sorted by its key, or repeats one")
                         break
                     previous = key[-1]
         if content.text(total) != manifest["files"][path]["content_hash"]:
-            yield Finding("content", path, "content hash is not the manifest's")
+            yield Fault("content", path, "content hash is not the manifest's")
 
 
 def _filter_key(batch: pa.RecordBatch) -> Any:
@@ -296,7 +290,7 @@ def _filter_key(batch: pa.RecordBatch) -> Any:
     return (layer << 32) | (out << 16) | in_
 
 
-def check_sample(root: Path, manifest: Manifest) -> Iterator[Finding]:
+def check_sample(root: Path, manifest: Manifest) -> Iterator[Fault]:
     """The rows of filters_sample are rows of the filters."""
     from builder.release.reader import open_release
     from builder.release.views import open_views
@@ -310,10 +304,10 @@ def check_sample(root: Path, manifest: Manifest) -> Iterator[Finding]:
             f"SELECT model_id FROM sample ANTI JOIN filters USING ({columns})"
         ).fetchall()
     if foreign:
-        yield Finding("filters", schema.SAMPLE, f"{len(foreign)} rows are none of the filters")
+        yield Fault("filters", schema.SAMPLE, f"{len(foreign)} rows are none of the filters")
 
 
-def check_queries(root: Path, report: Report) -> Iterator[Finding]:
+def check_queries(root: Path, report: Report) -> Iterator[Fault]:
     """Every query runs, and what the audits recompute from the raw filters is what is stored."""
     from builder.release.reader import open_release
     from builder.release.views import open_views
@@ -323,10 +317,10 @@ def check_queries(root: Path, report: Report) -> Iterator[Finding]:
     queries = list_queries()
     with open_views(open_release(root)) as connection:
         for i, query in enumerate(queries, 1):
-            report("queries", i, len(queries))
+            report("verify", "queries", i, len(queries))
             try:
                 for row in run_query(connection, query).rows():
                     if query.name.startswith("audit/") and row["within"] is False:
-                        yield Finding("queries", query.name, f"differs from what is stored: {row}")
+                        yield Fault("queries", query.name, f"differs from what is stored: {row}")
             except BuilderError as e:
-                yield Finding("queries", query.name, str(e))
+                yield Fault("queries", query.name, str(e))

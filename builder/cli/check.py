@@ -38,16 +38,14 @@ def verify(
     from builder.check.verify import verify
 
     with progress.show(quiet or as_json) as report:
-        findings = verify(release, full, lambda check, i, n: report("verify", check, i, n))
+        faults = verify(release, full, report)
     if as_json:
-        print_json(
-            {"release": str(release), "full": full, "findings": [asdict(f) for f in findings]}
-        )
+        print_json({"release": str(release), "full": full, "findings": [asdict(f) for f in faults]})
     else:
-        for finding in findings:
-            sys.stdout.write(f"{finding}\n")
-        say(f"{release}: {len(findings)} finding(s)" if findings else f"{release}: good")
-    if findings:
+        for fault in faults:
+            sys.stdout.write(f"{fault}\n")
+        say(f"{release}: {len(faults)} finding(s)" if faults else f"{release}: good")
+    if faults:
         raise typer.Exit(EXIT_FAILURE)
 
 

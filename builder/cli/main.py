@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from builder.cli import ask, bench, check, make, share  # noqa: F401  each registers its commands
+from builder.cli import ask, bench, check, make, measure, share  # noqa: F401  each registers its commands
 from builder.cli.app import app, say
 from builder.errors import EXIT_OK, EXIT_USAGE, BuilderError
 
@@ -21,7 +21,6 @@ EXTRAS = dict.fromkeys(
         "robustbench",
         "safetensors",
         "requests",
-        "filelock",
         "skimage",
     ),
     "build",

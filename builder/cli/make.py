@@ -62,10 +62,10 @@ def plan(
             "n_filters",
             "bn_layer",
         )
-        print_table(names, result["layers"])
+        print_table(names, result["layers"], "--json")
     else:
         names = ("model_id", "architecture", "n_layers", "n_filters", "bytes", "source")
-        print_table(names, result["models"])
+        print_table(names, result["models"], "--json")
     totals = result["totals"]
     say(
         f"{totals['n_models']} models, {totals['n_pairs']} pairs, {totals['n_layers']:,} layers, "

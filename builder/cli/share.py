@@ -76,9 +76,7 @@ def publish(
             sys.stdout.write(as_text(plan).rstrip("\n") + "\n")
         return
     with progress.show(quiet or as_json) as report:
-        done = send(
-            plan, private=private, report=lambda stage, i, n: report("publish", stage, i, n)
-        )
+        done = send(plan, private=private, report=report)
     if as_json:
         print_json(asdict(done))
     else:
@@ -98,7 +96,7 @@ def export(
     layer: Annotated[
         list[str] | None, typer.Option(help="Module path of a layer; may be repeated.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="trained or folded.")] = "trained",
+    view: Annotated[str, typer.Option(help="View of the weights: trained or folded.")] = "trained",
     croissant: Annotated[
         bool, typer.Option("--croissant", help="Croissant metadata of the release, on stdout.")
     ] = False,
@@ -117,5 +115,5 @@ def export(
         return
     if model_id is None or out is None:
         raise UsageError("which model, and where to?", hint="builder export RELEASE MODEL -o FILE")
-    names = exporting.export_weights(opened, model_id, out, layers=layer, view=weights)
-    say(f"{out}: {len(names)} layers of {model_id} ({weights})")
+    names = exporting.export_weights(opened, model_id, out, layers=layer, view=view)
+    say(f"{out}: {len(names)} layers of {model_id} ({view})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder import hub, schema
+from builder.progress import Report
 from builder.release import content
 from builder.release.card import configs
 from builder.release.manifest import FileFacts, Manifest
 from builder.release.manifest import datasets as datasets_of
-
-Report = Callable[[str, int, int], None]
 
 BUDGET = 1 << 30
 """Bytes of filters that are read back through `datasets`; of the rest, the digests are compared."""
@@ -36,7 +35,7 @@ def read_back(
         repo_id: the repository.
         tag: the tag to read at.
         manifest: of the release that was published.
-        report: called with (what, done, total).
+        report: called as ("publish", "read back", done, total).
         budget: bytes of filters to read.
 
     Raises:
@@ -50,7 +49,7 @@ def read_back(
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rfl-readback-") as cache, _quiet():
         for i, (name, pattern) in enumerate(names.items(), start=1):
-            report("read back", i, len(names) + 1)
+            report("publish", "read back", i, len(names) + 1)
             with hub.network_errors(
                 f"load {name} of {repo_id}@{tag}", DatasetsError, OSError, ValueError
             ):
@@ -61,7 +60,7 @@ def read_back(
                     wrong += _check_filters(repo_id, tag, name, chosen)
     with hub.network_errors(f"query {repo_id}@{tag} with DuckDB", duckdb.Error):
         wrong += _check_counts(repo_id, tag, files)
-    report("read back", len(names) + 1, len(names) + 1)
+    report("publish", "read back", len(names) + 1, len(names) + 1)
     return wrong
 
 

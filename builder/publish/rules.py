@@ -50,8 +50,8 @@ def check_release(root: Path) -> Manifest:
             hint="remove what does not belong there, or finish the build.",
         )
     parse_version(manifest["version"])
-    if findings := verify(root):
-        raise BuilderError(f"{root} does not pass verification: {findings[0]}", hint=again)
+    if faults := verify(root):
+        raise BuilderError(f"{root} does not pass verification: {faults[0]}", hint=again)
     return manifest
 
 

@@ -7,20 +7,17 @@ again goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from builder import hub
 from builder.errors import BuilderError
+from builder.progress import Report, silent
 from builder.publish.plan import Local, Plan, compare
 from builder.publish.readback import read_back
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-Report = Callable[[str, int, int], None]
-"""Progress: (stage, done, total); bytes while sending, steps otherwise."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +36,14 @@ def publish(
     plan: Plan,
     *,
     private: bool = False,
-    report: Report = lambda stage, done, total: None,
+    report: Report = silent,
 ) -> Published:
     """Carry out a plan: send what is missing, tag it, read it back.
 
     Args:
         plan: from `make_plan`.
         private: make the repository private, where it is made at all.
-        report: called with progress.
+        report: called as ("publish", stage, done, total); bytes while sending, else steps.
 
     Raises:
         NetworkError: the Hub refuses or does not answer; run the same again.
@@ -118,13 +115,13 @@ def _send(client: HfApi, plan: Plan, to: _Branch, report: Report) -> _Branch:
     steps = [*plan.commits, plan.last]
     for number, paths in enumerate(steps, start=1):
         last = number == len(steps)
-        report("send", done, total)
+        report("publish", "send", done, total)
         if paths or (last and plan.delete):
             operations = _operations(plan, paths, plan.delete if last else [])
             to = _commit(client, plan, operations, _title(plan, number, len(steps)), to)
             _check_arrived(client, plan, paths, to.head)
         done += sum(plan.files[p].size for p in paths)
-    report("send", total, total)
+    report("publish", "send", total, total)
     return to
 
 

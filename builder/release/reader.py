@@ -115,7 +115,7 @@ class Release:
         Raises:
             UsageError: a pattern, layer or view that does not exist.
         """
-        _check_view(view)
+        schema.check_view(view)
         paths = self._filter_paths([models] if isinstance(models, str) else models)
         wanted = self._layer_indices(list(paths), layers)
         for model_id, path in paths.items():
@@ -201,11 +201,6 @@ class Release:
         return chosen
 
 
-def _check_view(view: str) -> None:
-    if view not in schema.WEIGHT_VIEWS:
-        raise UsageError(f"unknown view {view!r}; expected {' or '.join(schema.WEIGHT_VIEWS)}.")
-
-
 def _row_groups(file: pq.ParquetFile, layers: Sequence[int] | None) -> list[int]:
     """Row groups that can hold the chosen layers, by their statistics where they have any."""
     meta = file.metadata
@@ -229,7 +224,7 @@ def to_array(batch: pa.RecordBatch | pa.Table, view: str = "trained") -> npt.NDA
             `datasets` (`with_format("arrow")`), DuckDB or pyarrow.
         view: "trained" or "folded".
     """
-    _check_view(view)
+    schema.check_view(view)
     scale = batch.column("bn_scale").to_numpy() if view == "folded" else None
     out = np.empty((batch.num_rows, 9), np.float32)
     for i, name in enumerate(schema.FILTER_COLUMNS):

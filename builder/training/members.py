@@ -6,7 +6,6 @@ hardware, time and digest. The card is written last; a member with a card is fin
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import hashlib
 import json
@@ -25,6 +24,7 @@ from torch import nn
 
 from builder import schema
 from builder.cohort.registry import Cohort
+from builder.csvfile import read_csv
 from builder.errors import BuilderError, UsageError
 from builder.files import file_sha256, write_atomic
 from builder.network.device import resolve_device
@@ -71,28 +71,15 @@ def read_recipes(path: Path | None = None) -> tuple[Recipe, ...]:
         UsageError: unreadable file, wrong columns or a wrong value.
     """
     path = path or zoo_folder() / "recipes.csv"
-    columns = tuple(f.name for f in fields(Recipe))
-    try:
-        with path.open(newline="", encoding="utf-8") as f:
-            reader = csv.DictReader(f)
-            header = reader.fieldnames or ()
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UsageError(f"cannot read the recipes {path}: {e}.") from None
-    if set(header) != set(columns):
-        raise UsageError(
-            f"{path}: expected the columns {', '.join(columns)}; found {', '.join(header)}."
-        )
-    return tuple(_parse(row, f"{path}: row {i}") for i, row in enumerate(rows, start=2))
+    rows = read_csv(path, [f.name for f in fields(Recipe)], ())
+    return tuple(_parse(row, where) for where, row in rows)
 
 
-def _parse(row: dict[Any, Any], where: str) -> Recipe:
-    if None in row or None in row.values():
-        raise UsageError(f"{where} has not the header's {len(fields(Recipe))} fields.")
+def _parse(row: dict[str, str], where: str) -> Recipe:
     values: dict[str, Any] = {}
     for column, text in row.items():
         try:
-            values[column] = _PARSE.get(column, str)(text.strip())
+            values[column] = _PARSE.get(column, str)(text)
         except ValueError:
             raise UsageError(f"{where}: column '{column}' is {text!r}: not a number.") from None
     recipe = Recipe(**values)
