@@ -402,6 +402,9 @@ SMALL_TABLES = tuple(name for name in TABLES if name != "filters")
 
 MANIFEST = "manifest.json"
 
+CARD = "README.md"
+"""The data set card. It ends in its own digest and is not in the manifest, see `texts.seal`."""
+
 SAMPLE = "data/filters_sample.parquet"
 """Path of a few rows of `filters`."""
 
