@@ -47,13 +47,46 @@ SCATTER_PAIRS = tuple((i, j) for i in range(9) for j in range(i, 9))
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far two values of a column may lie apart and still be the same value, rounded otherwise.
+
+    `|a - b| <= absolute + relative * max(|a|, |b|)`; in a vector, the largest entry stands for it.
+    """
+
+    relative: float = 0.0
+    absolute: float = 0.0
+
+
+EXACT = Tolerance()
+"""Keys, texts, counts, filters and what follows from them without rounding: the same or changed."""
+
+_ROUNDED = Tolerance(relative=1e-9)
+"""Sums in float64, whose order depends on the processor and on the library."""
+
+_SHARE = Tolerance(relative=1e-9, absolute=1e-9)
+"""The same where the natural scale is 1, and zero may come out as rounding: entropies, variances of
+scaled filters and their shares."""
+
+_FLOAT32 = Tolerance(absolute=1e-6)
+"""Of the scale of 1, through float32 (cosines) or near variances (directions)."""
+
+_ATTACKED = Tolerance(relative=1e-2, absolute=1e-2)
+"""Behind many float32 steps of which each depends on the sign of the one before: 9e-3 measured."""
+
+
+@dataclass(frozen=True)
 class Column:
-    """One column: its name, Arrow type, one-sentence description, and whether it may be null."""
+    """One column: name, Arrow type, one-sentence description, whether it may be null, tolerance.
+
+    `tolerance` is how far the same column of another build of the same release may differ. Releases
+    are compared by it wherever they are compared: `builder diff`, the version rule of publishing.
+    """
 
     name: str
     type: pa.DataType
     description: str
     nullable: bool = False
+    tolerance: Tolerance = EXACT
 
 
 @dataclass(frozen=True)
@@ -69,6 +102,10 @@ class Table:
     def arrow(self) -> pa.Schema:
         """The Arrow schema, without metadata."""
         return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    def column(self, name: str) -> Column:
+        """The column of a name."""
+        return next(c for c in self.columns if c.name == name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,6 +194,7 @@ LAYERS = Table(
             "Entropy (base 10) of the explained variance ratios of the non-sparse filters, each "
             "divided by its own max |w|; 0 to 0.954.",
             True,
+            tolerance=_SHARE,
         ),
         Column(
             "variance_entropy_norm",
@@ -164,30 +202,35 @@ LAYERS = Table(
             "variance_entropy / T(n), T the random-filter threshold of torchconvquality at the "
             "number of non-sparse filters; null where T <= 0.",
             True,
+            tolerance=_SHARE,
         ),
         Column(
             "variance_entropy_raw",
             pa.float64(),
             "Entropy of all filters, unscaled (torchconvquality's variance_entropy).",
             True,
+            tolerance=_SHARE,
         ),
         Column(
             "variance_entropy_raw_norm",
             pa.float64(),
             "variance_entropy_raw / T(n_filters) (torchconvquality's variance_entropy_norm).",
             True,
+            tolerance=_SHARE,
         ),
         Column(
             "variance_entropy_raw_clean",
             pa.float64(),
             "Entropy of the non-sparse filters, unscaled (variance_entropy_clean there).",
             True,
+            tolerance=_SHARE,
         ),
         Column(
             "variance_entropy_raw_clean_norm",
             pa.float64(),
             "variance_entropy_raw_clean / T(n) (variance_entropy_clean_norm there).",
             True,
+            tolerance=_SHARE,
         ),
         Column(
             "orthogonality",
@@ -195,23 +238,40 @@ LAYERS = Table(
             "1 - sum |W W^T - I| / (n (n - 1)), rows of W the flattened, L2-normalised output "
             "channels; null for one channel.",
             True,
+            tolerance=_FLOAT32,
         ),
-        Column("norm_l1", pa.float64(), "Mean L1 norm of the layer's filters.", True),
-        Column("norm_l2", pa.float64(), "Mean L2 norm of the layer's filters.", True),
+        Column(
+            "norm_l1",
+            pa.float64(),
+            "Mean L1 norm of the layer's filters.",
+            True,
+            tolerance=_ROUNDED,
+        ),
+        Column(
+            "norm_l2",
+            pa.float64(),
+            "Mean L2 norm of the layer's filters.",
+            True,
+            tolerance=_ROUNDED,
+        ),
         Column(
             "explained_variance_ratio",
             _VECTOR,
             "Explained variance ratios of the scaled non-sparse filters, descending; zeros where "
             "they do not vary.",
             True,
+            tolerance=_SHARE,
         ),
-        Column("mean", _VECTOR, "Mean scaled non-sparse filter, row-major.", True),
+        Column(
+            "mean", _VECTOR, "Mean scaled non-sparse filter, row-major.", True, tolerance=_SHARE
+        ),
         Column(
             "scatter",
             pa.list_(pa.float64(), 45),
             "Sum over the scaled non-sparse filters of (x - mean)(x - mean)^T: upper triangle, "
             "row by row. With `mean` and the count, what PCA bases are merged from.",
             True,
+            tolerance=_ROUNDED,
         ),
     ),
 )
@@ -255,17 +315,23 @@ MODELS = Table(
             True,
         ),
         *(
-            Column(name + suffix, type_, f"{text} ({view} weights).", True)
+            Column(name + suffix, type_, f"{text} ({view} weights).", True, tolerance)
             for view, suffix in VIEW_SUFFIX.items()
-            for name, type_, text in (
-                ("n_sparse", pa.int64(), "Sparse filters, all layers"),
-                ("sparsity", pa.float64(), "n_sparse / n_filters"),
+            for name, type_, text, tolerance in (
+                ("n_sparse", pa.int64(), "Sparse filters, all layers", EXACT),
+                ("sparsity", pa.float64(), "n_sparse / n_filters", EXACT),
                 (
                     "variance_entropy",
                     pa.float64(),
                     "Mean over layers, weighted by non-sparse filters",
+                    _SHARE,
                 ),
-                ("orthogonality", pa.float64(), "Mean over layers, weighted by out_channels"),
+                (
+                    "orthogonality",
+                    pa.float64(),
+                    "Mean over layers, weighted by out_channels",
+                    _FLOAT32,
+                ),
             )
         ),
     ),
@@ -292,15 +358,28 @@ PCA = Table(
         _WEIGHTS,
         Column("component", pa.int16(), "0 (largest variance) to 8."),
         Column("n_samples", pa.int64(), "Filters the basis is fitted on."),
-        Column("explained_variance", pa.float64(), "Variance along the component (n - 1).", True),
-        Column("explained_variance_ratio", pa.float64(), "Share of the total variance.", True),
+        Column(
+            "explained_variance",
+            pa.float64(),
+            "Variance along the component (n - 1).",
+            True,
+            tolerance=_SHARE,
+        ),
+        Column(
+            "explained_variance_ratio",
+            pa.float64(),
+            "Share of the total variance.",
+            True,
+            tolerance=_SHARE,
+        ),
         Column(
             "direction",
             _VECTOR,
             "Unit vector, row-major; its entry of largest magnitude is positive.",
             True,
+            tolerance=_FLOAT32,
         ),
-        Column("mean", _VECTOR, "Mean filter of the basis, row-major.", True),
+        Column("mean", _VECTOR, "Mean filter of the basis, row-major.", True, tolerance=_SHARE),
     ),
 )
 
@@ -315,9 +394,14 @@ HISTOGRAMS = Table(
         Column("depth_bin", pa.int16(), "Depth bin of the layers counted."),
         Column("component", pa.int16(), "Component of the full basis, 0 to 8."),
         Column("bin", pa.int16(), "0 to 69: equal bins over [min, max] of all coefficients."),
-        Column("bin_low", pa.float64(), "Lower edge of the bin."),
-        Column("bin_high", pa.float64(), "Upper edge of the bin."),
-        Column("n", pa.int64(), "Filters whose coefficient falls in the bin."),
+        Column("bin_low", pa.float64(), "Lower edge of the bin.", tolerance=_SHARE),
+        Column("bin_high", pa.float64(), "Upper edge of the bin.", tolerance=_SHARE),
+        Column(
+            "n",
+            pa.int64(),
+            "Filters whose coefficient falls in the bin.",
+            tolerance=Tolerance(absolute=1),  # one on an edge may fall to either side
+        ),
     ),
 )
 
@@ -340,18 +424,21 @@ FIRST_LAYER = Table(
             "Relative perturbation before the activation over that of the input; null: the channel "
             "is constant.",
             True,
+            tolerance=_ATTACKED,
         ),
         Column(
             "response_post",
             pa.float64(),
             "The same behind the activation; null: the channel is constant.",
             True,
+            tolerance=_ATTACKED,
         ),
         Column(
             "activation_pass",
             pa.float64(),
             "RMS of the change behind the activation over RMS of the change before it.",
             True,
+            tolerance=_ATTACKED,
         ),
     ),
 )
@@ -401,6 +488,9 @@ SMALL_TABLES = tuple(name for name in TABLES if name != "filters")
 """The tables that are one file, data/{name}.parquet."""
 
 MANIFEST = "manifest.json"
+
+CARD = "README.md"
+"""The data set card. It ends in its own digest and is not in the manifest, see `texts.seal`."""
 
 SAMPLE = "data/filters_sample.parquet"
 """Path of a few rows of `filters`."""

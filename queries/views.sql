@@ -4,29 +4,30 @@
 --     .read queries/views.sql
 --     .read queries/06_sparsity_overall.sql
 --
+-- No Hive partitions: every column is in the files, whatever the folders above a release are called.
 -- `filters`, and what is computed from it, come last: a release without filters has no file for them,
 -- and the others still stand.
 
 create or replace view models as
-select * from read_parquet(getvariable('release') || '/data/models.parquet');
+select * from read_parquet(getvariable('release') || '/data/models.parquet', hive_partitioning = false);
 
 create or replace view pairs as
-select * from read_parquet(getvariable('release') || '/data/pairs.parquet');
+select * from read_parquet(getvariable('release') || '/data/pairs.parquet', hive_partitioning = false);
 
 create or replace view layers as
-select * from read_parquet(getvariable('release') || '/data/layers.parquet');
+select * from read_parquet(getvariable('release') || '/data/layers.parquet', hive_partitioning = false);
 
 create or replace view pca as
-select * from read_parquet(getvariable('release') || '/data/pca.parquet');
+select * from read_parquet(getvariable('release') || '/data/pca.parquet', hive_partitioning = false);
 
 create or replace view histograms as
-select * from read_parquet(getvariable('release') || '/data/histograms.parquet');
+select * from read_parquet(getvariable('release') || '/data/histograms.parquet', hive_partitioning = false);
 
 create or replace view first_layer as
-select * from read_parquet(getvariable('release') || '/data/first_layer.parquet');
+select * from read_parquet(getvariable('release') || '/data/first_layer.parquet', hive_partitioning = false);
 
 create or replace view paper as
-select * from read_parquet(getvariable('release') || '/data/paper.parquet');
+select * from read_parquet(getvariable('release') || '/data/paper.parquet', hive_partitioning = false);
 
 -- The two sides of every pair; a standard model stands once per robust model that it is compared with.
 create or replace view members as
@@ -181,7 +182,7 @@ create or replace macro spearman(xs, ys) as (
 );
 
 create or replace view filters as
-select * from read_parquet(getvariable('release') || '/data/filters/*/*.parquet', hive_partitioning = true);
+select * from read_parquet(getvariable('release') || '/data/filters/*/*.parquet', hive_partitioning = false);
 
 -- Filters of one model (null: of every model) in the views asked for, a list of `trained` and `folded`:
 -- the nine weights and their largest magnitude, in float32 as folding computes them, then in float64.

@@ -90,7 +90,7 @@ def test_build_verify_and_the_rest_of_a_releases_life(toy_cohort: Path, tmp_path
     (out / "README.md").write_text("changed")
     bad = run("verify", out)
     assert bad.returncode == 1
-    assert bad.stdout.startswith("files: README.md: has 7 bytes")
+    assert bad.stdout.startswith("files: README.md: has changed")
 
 
 def test_a_failed_model_is_told_and_exits_with_1(tmp_path: Path):

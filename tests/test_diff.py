@@ -45,7 +45,7 @@ def test_other_bytes_of_the_same_content_are_a_patch(first: Path, tmp_path: Path
     edit(root, schema.table_path("layers"), lambda t: t.slice(0).combine_chunks())
     d = diff(first, root)
     assert (d.bump, d.next_version, d.tables) == ("patch", "0.1.1", [])
-    assert {"README.md", "data/layers.parquet"} <= set(d.files_changed)
+    assert "data/layers.parquet" in d.files_changed
 
 
 def test_an_added_model_is_a_minor_change(first: Path, tmp_path: Path) -> None:

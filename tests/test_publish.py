@@ -81,11 +81,10 @@ def tree(repo: Repo, revision: str) -> dict[str, bytes]:
 
 
 def is_whole(files: dict[str, bytes], root: Path) -> bool:
-    """Whether these are the files of the release (card and manifest name the repository)."""
-    manifest = read_manifest(root)
-    named = {"README.md", "manifest.json"}
-    same = all(files.get(p) == (root / p).read_bytes() for p in {*manifest["files"]} - named)
-    return same and set(files) == {*manifest["files"], "manifest.json"}
+    """Whether these are the files of the release (the card names the repository)."""
+    paths = {*read_manifest(root)["files"], "manifest.json"}
+    same = all(files.get(p) == (root / p).read_bytes() for p in paths)
+    return same and set(files) == {*paths, "README.md"}
 
 
 # -- end to end ---------------------------------------------------------------------------
@@ -154,11 +153,11 @@ def test_what_was_published_says_it_is_a_whole_release_to_every_client(
     )
     from builder.check.verify import verify
 
-    for extra in (".gitattributes", ".cache"):
-        path = tmp_path / "copy" / extra
-        if path.is_file():
-            path.unlink()
-    assert [f for f in verify(tmp_path / "copy") if ".cache" not in f.path] == []
+    assert (tmp_path / "copy" / ".cache").is_dir()
+    assert verify(tmp_path / "copy") == []
+    card = tmp_path / "copy" / "README.md"
+    card.write_bytes(card.read_bytes().replace(b"lens/filters", b"lens/filter5", 1))
+    assert [f.path for f in verify(tmp_path / "copy")] == ["README.md"]
 
 
 def test_every_example_of_the_published_card_runs(hub: Hub, client: HubClient, first: Path) -> None:
@@ -286,9 +285,33 @@ def test_a_release_with_a_stray_file_is_refused(
 ) -> None:
     root = write_tiny_release(tmp_path / "dirty", models=PAIR)
     (root / "data" / "notes.txt").write_text("mine")
-    with pytest.raises(ClientError, match=r"not clean: data/notes\.txt"):
+    with pytest.raises(ClientError, match=r"data/notes\.txt: is not in the manifest"):
         publish(client, root)
     assert not hub.log
+
+
+def test_a_release_that_was_downloaded_is_published_without_the_downloads_own_files(
+    hub: Hub, client: HubClient, tmp_path: Path
+) -> None:
+    root = write_tiny_release(tmp_path / "downloaded", models=PAIR)
+    (root / ".gitattributes").write_text("theirs")
+    (root / ".cache" / "huggingface").mkdir(parents=True)
+    (root / ".cache" / "huggingface" / ".gitignore").write_text("*")
+    publish(client, root)
+    assert is_whole(tree(hub.repos[ID], "v0.1.0"), root)
+
+
+def test_without_datasets_nothing_is_sent(
+    hub: Hub, client: HubClient, small: Path, tmp_path: Path
+) -> None:
+    missing = HubClient(hub.url, tmp_path)
+    try:
+        missing.run("import sys; sys.modules['datasets'] = None")  # as where it is not installed
+        with pytest.raises(ClientError, match="datasets, which is not installed") as e:
+            publish(missing, small)
+    finally:
+        missing.close()
+    assert e.value.kind == "UsageError" and not hub.repos and not hub.log
 
 
 def test_a_damaged_release_is_refused(hub: Hub, client: HubClient, tmp_path: Path) -> None:

@@ -81,7 +81,11 @@ result = [n, sum(len(b) for b in release.filters(view="folded")), len(release.ta
 
     same = builder("diff", str(mini), f"hf://datasets/{ID}@v0.1.0", hub=hub, home=tmp_path)
     assert same.returncode == 0, same.stderr
-    assert "README.md" in same.stdout and "models" not in same.stdout.split("other files")[0]
+    assert "nothing changed" in same.stdout
+    published = hub.repos[ID].resolve("v0.1.0")
+    assert (
+        published and published.tree["manifest.json"].data == (mini / "manifest.json").read_bytes()
+    )
 
 
 def test_a_changed_model_makes_a_second_version(hub: Hub, mini: Path, tmp_path: Path) -> None:

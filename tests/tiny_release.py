@@ -21,6 +21,7 @@ from builder.release import content
 from builder.release.card import render_card
 from builder.release.manifest import write_manifest
 from builder.release.sample import write_filters_sample
+from builder.release.texts import seal
 
 LAYERS = (("conv1", 8, 3), ("layer1.0.conv1", 8, 8), ("layer1.0.conv2", 16, 8))
 """Module path, output channels, input channels."""
@@ -243,13 +244,9 @@ def write_tiny_release(
     }
     write_filters_sample(root, weights)
 
-    def note_files() -> None:
-        for path in sorted(root.rglob("*.*")):
-            if path.is_file() and path.name != schema.MANIFEST:
-                manifest["files"][path.relative_to(root).as_posix()] = _facts(root, path)
-
-    note_files()
-    (root / "README.md").write_text(render_card(manifest, root))
-    note_files()
+    for path in sorted(root.rglob("*.*")):
+        if path.is_file():
+            manifest["files"][path.relative_to(root).as_posix()] = _facts(root, path)
+    (root / schema.CARD).write_bytes(seal(render_card(manifest, root)))
     write_manifest(root, manifest)
     return root

@@ -12,12 +12,12 @@ of a model, `n_params` (beyond a lower bound), and `first_layer`, which needs ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,6 +29,8 @@ from builder.files import file_sha256
 from builder.progress import Report, silent
 from builder.release import content
 from builder.release.manifest import Manifest, filter_files, read_manifest
+from builder.release.texts import is_whole
+from builder.release.views import connect
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def verify(root: Path, full: bool = False, report: Report = silent) -> list[Faul
         BuilderError: no release, or a damaged manifest.
     """
     manifest = read_manifest(root)
+    root = root.absolute()  # pyarrow takes a relative `a:b/c` for a URI
     faults = list(check_files(root, manifest, report))
     if faults:
         return faults  # what is inside damaged files says nothing
@@ -77,25 +80,56 @@ def verify(root: Path, full: bool = False, report: Report = silent) -> list[Faul
 def check_files(root: Path, manifest: Manifest, report: Report) -> Iterator[Fault]:
     """Every file of the manifest is there, whole and unchanged, and there is no other.
 
-    Except for what the Hub adds to a repository and huggingface_hub to a download.
+    Links count as what they lead to: a snapshot in the Hub's cache is made of them. What the Hub
+    adds to a repository, and huggingface_hub to a download, may be there.
     """
     listed = manifest["files"]
-    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()} - {
-        schema.MANIFEST
-    }
-    for path in sorted(found - listed.keys()):
+    for path in sorted(_present(root, listed) - listed.keys() - {schema.MANIFEST, schema.CARD}):
         if path != ".gitattributes" and not path.startswith(".cache/huggingface/"):
             yield Fault("files", path, "is not in the manifest")
+    if schema.CARD not in listed:
+        yield from _check_card(root)
     for i, (path, facts) in enumerate(sorted(listed.items()), 1):
         report("verify", "files", i, len(listed))
-        if path not in found:
-            yield Fault("files", path, "is missing")
+        if not (root / path).is_file():
+            yield _missing(root, path)
             continue
         size = (root / path).stat().st_size
         if size != facts["bytes"]:
             yield Fault("files", path, f"has {size} bytes, the manifest says {facts['bytes']}")
         elif file_sha256(root / path) != facts["sha256"]:
             yield Fault("files", path, "has changed: its SHA-256 is not the manifest's")
+
+
+def _present(root: Path, listed: Iterable[str]) -> set[str]:
+    """Every file below a folder, through the links that lead to a folder of the release.
+
+    Any other link to a folder stands for itself: what is behind it is none of ours, and endless
+    where it leads back up.
+    """
+    folders = {parent.as_posix() for path in listed for parent in PurePosixPath(path).parents}
+    found: set[str] = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        here = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        links = [
+            n for n in names if (Path(folder) / n).is_symlink() and str(here / n) not in folders
+        ]
+        names[:] = [n for n in names if n not in links]
+        found |= {str(here / name) for name in (*files, *links)}
+    return found
+
+
+def _missing(root: Path, path: str) -> Fault:
+    link = (root / path).is_symlink()
+    return Fault("files", path, "is a link that leads to no file" if link else "is missing")
+
+
+def _check_card(root: Path) -> Iterator[Fault]:
+    """The card, which the manifest does not list, is as it was sealed."""
+    if not (root / schema.CARD).is_file():
+        yield _missing(root, schema.CARD)
+    elif not is_whole((root / schema.CARD).read_bytes()):
+        yield Fault("files", schema.CARD, "has changed: its last line is not its digest")
 
 
 def _tables(root: Path, manifest: Manifest) -> Iterator[tuple[str, schema.Table]]:
@@ -199,7 +233,7 @@ _CHECKS = {
 
 def check_tables(root: Path, manifest: Manifest) -> Iterator[Fault]:
     """Keys are unique, references lead somewhere, values are in range, counts agree."""
-    with duckdb.connect() as connection:
+    with connect() as connection:
         for name in schema.SMALL_TABLES:
             path = schema.table_path(name)
             rows = pq.read_table(root / path)

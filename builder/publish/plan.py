@@ -17,8 +17,9 @@ from builder.check.diff import diff
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.publish.rules import check_private, check_release, check_token
 from builder.release.card import render_card
-from builder.release.manifest import Manifest, file_facts, sealed
+from builder.release.manifest import Manifest, file_facts
 from builder.release.reader import open_release
+from builder.release.texts import seal
 from builder.release.versions import parse_version
 
 if TYPE_CHECKING:
@@ -119,16 +120,18 @@ def make_plan(
         create_pr: send to a pull request instead of main; the tag waits for its merge.
 
     Raises:
+        UsageError: a package that publishing needs is not installed.
         BuilderError: the release or its version may not be published.
         NetworkError: the Hub refuses or cannot be reached.
     """
+    _require_readers()
     place = hub.parse(repo_id)
     if place.revision:
         raise UsageError("a release is published on main; give --repo-id without a revision.")
     manifest = check_release(root)
     client = hub.api()
     user = check_token(client, repo_id, write=not create_pr)
-    files, manifest = _addressed(root, manifest, repo_id)
+    files = _addressed(root, manifest, repo_id)
     check_private(root, {path: file.source for path, file in files.items()})
     plan = Plan(
         repo_id=repo_id,
@@ -149,6 +152,22 @@ def make_plan(
     if create_pr:
         raise NetworkError(f"there is no data set {repo_id} (or this token does not see it).")
     return plan
+
+
+def _require_readers() -> None:
+    """Refuse, before anything is sent, to publish what could not be read back here.
+
+    Raises:
+        UsageError: huggingface_hub or datasets is not installed.
+    """
+    hub.require()
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "publishing reads the release back with datasets, which is not installed.",
+            hint="pip install 'robust-filter-lens[hub]'",
+        ) from None
 
 
 def _update(
@@ -183,19 +202,22 @@ def _update(
     )
 
 
-def _addressed(root: Path, manifest: Manifest, repo_id: str) -> tuple[dict[str, Local], Manifest]:
-    """The files as published: README.md names the repository, manifest.json that README.md."""
+def _addressed(root: Path, manifest: Manifest, repo_id: str) -> dict[str, Local]:
+    """Every file as it will be published: as it lies here, but for the card, whose examples name
+    the repository.
+    """
+    root = root.absolute()  # pyarrow takes a relative `a:b/c` for a URI
     files = {
         path: Local(path, facts["bytes"], facts["sha256"], root / path)
         for path, facts in manifest["files"].items()
     }
-    card = render_card(manifest, root, repo_id).encode()
-    listed = {**manifest["files"], "README.md": file_facts(card)}
-    published, raw = sealed({**manifest, "files": listed})
-    for path, data in (("README.md", card), (schema.MANIFEST, raw)):
+    for path, data in (
+        (schema.CARD, seal(render_card(manifest, root, repo_id))),
+        (schema.MANIFEST, (root / schema.MANIFEST).read_bytes()),
+    ):
         facts = file_facts(data)
         files[path] = Local(path, facts["bytes"], facts["sha256"], data)
-    return files, published
+    return files
 
 
 def _notes(path: Path | None) -> str:

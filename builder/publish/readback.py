@@ -17,6 +17,7 @@ from builder.release import content
 from builder.release.card import configs
 from builder.release.manifest import FileFacts, Manifest
 from builder.release.manifest import datasets as datasets_of
+from builder.release.views import connect, scan
 
 BUDGET = 1 << 30
 """Bytes of filters that are read back through `datasets`; of the rest, the digests are compared."""
@@ -141,17 +142,20 @@ def _check_filters(
 def _check_counts(repo_id: str, tag: str, files: dict[str, FileFacts]) -> Iterator[str]:
     """Rows per model and per small table, as DuckDB counts them on the Hub."""
     base = f"{hub.SCHEME}{repo_id}@{tag}/"
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register_filesystem(hub.duckdb_filesystem())
         paths = [p for p in files if schema.filters_key(p)]
-        sql = "SELECT model_id, count(*) FROM read_parquet($paths) GROUP BY ALL"
+        sql = (
+            "SELECT model_id, count(*) FROM read_parquet($paths, hive_partitioning = false) "
+            "GROUP BY ALL"
+        )
         counts: dict[str, int] = dict(
             con.execute(sql, {"paths": [base + p for p in paths]}).fetchall()
         )
         for name in schema.SMALL_TABLES:
             path = schema.table_path(name)
             if path in files:
-                ((n,),) = con.execute(f"SELECT count(*) FROM '{base}{path}'").fetchall()
+                ((n,),) = con.execute(f"SELECT count(*) FROM {scan(base + path)}").fetchall()
                 if n != files[path]["rows"]:
                     yield f"{name}: DuckDB counts {n} rows, not {files[path]['rows']}"
     for path in paths:

@@ -25,7 +25,7 @@ def check_release(root: Path) -> Manifest:
     """The manifest of a release that may be published.
 
     Raises:
-        BuilderError: seeded weights, problems, unlisted files, or it does not pass `verify`.
+        BuilderError: seeded weights, problems, or it does not pass `verify`.
     """
     manifest = read_manifest(root)
     again = f"`builder verify {root}` says more."
@@ -37,18 +37,6 @@ def check_release(root: Path) -> Manifest:
         )
     if manifest["problems"]:
         raise BuilderError(f"{root} has a known problem: {manifest['problems'][0]}", hint=again)
-    listed = {*manifest["files"], schema.MANIFEST}
-    stray = sorted(
-        p.relative_to(root).as_posix()
-        for p in root.rglob("*")
-        if p.is_file() and p.relative_to(root).as_posix() not in listed
-    )
-    if stray:
-        raise BuilderError(
-            f"{root} is not clean: {stray[0]} is not in its manifest"
-            + (f" (and {len(stray) - 1} more)." if stray[1:] else "."),
-            hint="remove what does not belong there, or finish the build.",
-        )
     parse_version(manifest["version"])
     if faults := verify(root):
         raise BuilderError(f"{root} does not pass verification: {faults[0]}", hint=again)

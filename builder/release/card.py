@@ -60,7 +60,7 @@ def render_card(manifest: Manifest, root: Path, repo_id: str | None = None) -> s
         root: the release folder, its tables in place.
         repo_id: "org/name" on the Hub, for the loading examples; None: the folder itself.
     """
-    models = pq.read_table(root / schema.table_path("models")).to_pylist()
+    models = pq.read_table(root.absolute() / schema.table_path("models")).to_pylist()
     tag = f"v{manifest['version']}"
     files, totals = manifest["files"], manifest["totals"]
     datasets = sorted({m["dataset"] for m in models})

@@ -1,4 +1,4 @@
-"""manifest.json: what a release is made of, and the digest of every file in it."""
+"""manifest.json: what a release is made of, and the digest of every file but the card."""
 
 from __future__ import annotations
 
@@ -106,15 +106,9 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(rest)).hexdigest()
 
 
-def sealed(manifest: Manifest) -> tuple[Manifest, bytes]:
-    """The manifest with its digest, and its one canonical form as bytes."""
-    whole: Manifest = {**manifest, "sha256": _digest(manifest)}
-    return whole, _canonical(whole)
-
-
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write manifest.json, with a digest of itself, atomically."""
-    write_atomic(root / MANIFEST, sealed(manifest)[1])
+    write_atomic(root / MANIFEST, _canonical({**manifest, "sha256": _digest(manifest)}))
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -271,8 +271,9 @@ def open_release(release: str | Path, revision: str | None = None) -> Release:
     if isinstance(release, Path) or not hub.is_address(release):
         if revision is not None:
             raise UsageError(f"{release} is a folder; a revision belongs to a Hub id.")
-        root = Path(release)
-        return Release(str(release), read_manifest(root), lambda path: root / path)
+        manifest = read_manifest(Path(release))
+        root = Path(release).absolute()  # pyarrow takes a relative `a:b/c` for a URI
+        return Release(str(release), manifest, lambda path: root / path)
     place = hub.parse(release, revision)
     fetch = hub.fetcher(place)
     manifest = read_manifest(fetch(schema.MANIFEST).parent)

@@ -24,6 +24,7 @@ def write_filters_sample(root: Path, weights: str) -> FileFacts:
         root: a release folder with its filters and `layers`.
         weights: kind of weights of the release, recorded in the file.
     """
+    root = root.absolute()  # pyarrow takes a relative `a:b/c` for a URI
     layers = pq.read_table(
         root / schema.table_path("layers"),
         columns=["dataset", "model_id", "layer_index", "n_filters"],

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -38,7 +39,22 @@ def open_views(
         UsageError: a memory limit that DuckDB does not understand, or files it cannot read.
         NetworkError: the Hub does not answer.
     """
-    remote = release.address.startswith("hf://")
+    with connect(memory_limit=memory_limit, threads=threads) as con:
+        if release.address.startswith("hf://"):
+            con.register_filesystem(hub.duckdb_filesystem())
+        create_views(con, release.address, release.manifest)
+        yield con
+
+
+@contextmanager
+def connect(
+    *, memory_limit: str | None = None, threads: int | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to an empty database; what does not fit into memory goes to a temporary folder.
+
+    Raises:
+        UsageError: a memory limit that DuckDB does not understand.
+    """
     settings: dict[str, str | int] = {}
     if memory_limit is not None:
         settings["memory_limit"] = memory_limit
@@ -49,13 +65,8 @@ def open_views(
             con = duckdb.connect(config={**settings, "temp_directory": spill})
         except duckdb.Error as e:
             raise UsageError(f"--memory-limit {memory_limit}: {first_line(e)}") from None
-        try:
-            if remote:
-                con.register_filesystem(hub.duckdb_filesystem())
-            create_views(con, release.address, release.manifest)
+        with con:
             yield con
-        finally:
-            con.close()
 
 
 def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) -> None:
@@ -67,7 +78,7 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) 
     """
     has_filters = bool(filter_files(manifest))
     if not root.startswith("hf://"):
-        root = _literal(root)
+        root = literal(root)
     con.execute("set variable release = ?", [root])
     views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
     for statement in duckdb.extract_statements(views):
@@ -78,18 +89,32 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) 
                 con.execute(statement)
 
 
-def _literal(folder: str) -> str:
-    """The folder as a pattern that DuckDB's globs match with nothing but itself.
+def literal(path: str | Path) -> str:
+    """A file or folder of this machine as a text that DuckDB takes for that path and nothing else.
+
+    Not for a pattern, though it hold `*`, `?` or `[`; not for an address or somebody's home, though
+    it begin with `s3:` or `~`.
 
     Raises:
         UsageError: a name DuckDB cannot read.
     """
-    if os.sep == "/" and "\\" in folder:
+    text = str(Path(path).absolute())
+    if os.sep == "/" and "\\" in text:
         raise UsageError(
-            f"{folder} has a backslash in its name, which DuckDB takes for a slash.",
+            f"{path} has a backslash in its name, which DuckDB takes for a slash.",
             hint="rename the folder, or reach it by a link of another name.",
         )
-    return re.sub(r"[*?[]", r"[\g<0>]", folder)
+    return re.sub(r"[*?[]", r"[\g<0>]", text)
+
+
+def scan(file: str) -> str:
+    """SQL that reads one Parquet file of a release: a `literal` path, or an address on the Hub.
+
+    Without Hive's partitions: the columns of a release are in its files, and no folder above it
+    that is called `robust=false` has a say.
+    """
+    quoted = file.replace("'", "''")
+    return f"read_parquet('{quoted}', hive_partitioning = false)"
 
 
 @contextmanager
