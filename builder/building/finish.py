@@ -47,7 +47,7 @@ def finish(
     files: dict[str, FileFacts] = {r["path"]: r["file"] for r in entries}
 
     def write(name: str, rows: pa.Table) -> None:
-        report("tables", name, 0, None)
+        report("finish", f"table {name}", 0, None)
         path = schema.table_path(name)
         files[path] = write_table(root / path, schema.TABLES[name], rows, weights)
 
@@ -232,7 +232,7 @@ def histograms(
     for i, projector in enumerate(projectors, 1):
         lowest, highest = projector.extent()
         low, high = min(low, lowest), max(high, highest)
-        report("histograms", "range", i, len(projectors))
+        report("finish", "histograms, range", i, len(projectors))
     if low > high:  # no filter at all
         low = high = 0.0
     tables = []
@@ -240,5 +240,5 @@ def histograms(
         counts = projector.counts(low, high)
         bins = sorted({conv.depth_bin for conv in p.layers})
         tables.append(histogram_table(p.spec.dataset, p.spec.model_id, bins, counts, low, high))
-        report("histograms", "counts", i, len(projectors))
+        report("finish", "histograms, counts", i, len(projectors))
     return pa.concat_tables(tables).unify_dictionaries()

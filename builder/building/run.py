@@ -20,7 +20,7 @@ from builder.metrics.layer import measure_layer
 from builder.network.device import resolve_device
 from builder.network.extract import iter_layers
 from builder.network.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
-from builder.progress import Report
+from builder.progress import WHOLE, Report
 from builder.release.manifest import Manifest, read_manifest
 from builder.release.versions import parse_version
 from builder.release.write import filter_writer
@@ -219,6 +219,7 @@ def _build_models(
             return
         report(model_id, "done", position, len(planned))
 
+    report(WHOLE, "models", 0, len(planned))
     with ThreadPoolExecutor(max(1, options.jobs), thread_name_prefix="model") as pool:
         try:
             futures = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
