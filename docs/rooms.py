@@ -46,11 +46,12 @@ ROOMS: dict[str, Room] = {
     ),
     "sql": Room(reads=("cohort", "release")),
     "check": Room(reads=("release", "sql")),
+    "report": Room(reads=("release", "sql")),
     "publish": Room(reads=("release", "check")),
     "cli": Room(
         reads=(
             *("cohort", "release", "paper", "network", "training", "building"),
-            *("sql", "check", "publish"),
+            *("sql", "check", "report", "publish"),
         ),
     ),
 }
