@@ -32,3 +32,20 @@ def report(
     n = write_report(release, out, overlay=overlay, memory_limit=memory_limit)
     sys.stdout.write(f"{out}\n")
     say(f"{n / 1e6:.1f} MB; open it in a browser.")
+
+
+@app.command()
+def figures(
+    release: Address,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")] = Path(
+        "figures"
+    ),
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """The paper's figures from a release, as PDF and SVG of a column's width, with captions.
+
+    Example: builder figures out/mini -o figures
+    """
+    from builder.report.figures import write_figures
+
+    write_figures(release, out, memory_limit=memory_limit, told=lambda path: typer.echo(path))

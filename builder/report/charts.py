@@ -31,11 +31,16 @@ _KIND = alt.Color(
     "kind:N",
     title=None,
     scale=alt.Scale(domain=list(KINDS), range=[ROBUST, STANDARD]),
-    legend=alt.Legend(orient="top"),
+    legend=alt.Legend(orient="top", symbolOpacity=1),
 )
 _KIND_SHAPE = alt.Shape(
     "kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=["circle", "triangle-up"])
 )
+
+
+def vega_lite_version() -> str:
+    """The Vega-Lite that Altair writes, as vl-convert numbers it."""
+    return ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 
 
 def _named(name: str) -> alt.Chart:
@@ -54,15 +59,21 @@ def _by_following(yes: Any, no: Any) -> Any:
     return alt.condition(_FOLLOWS, alt.value(yes), alt.value(no))
 
 
+def _offset(padding: float) -> alt.XOffset:
+    """Robust beside standard inside a depth bin, centred whatever the padding."""
+    room = alt.Scale(domain=list(KINDS), paddingInner=padding, paddingOuter=padding / 2)
+    return alt.XOffset("kind:N", scale=room)
+
+
 def _boxes(name: str, metric: str, *, published: bool) -> list[alt.Chart]:
-    """Box plots per depth bin and kind, from their numbers; published ones are grey and wider."""
+    """Box plots per depth bin and kind, from their numbers; published ones are pale and wider."""
     x = alt.X(
         "depth_bin:O",
-        title="depth bin (0: first convolution; 1 to 10: deciles of depth)",
+        title="depth bin",
         scale=alt.Scale(domain=list(range(11))),
         axis=alt.Axis(labelAngle=0),
     )
-    offset = alt.XOffset("kind:N", scale=alt.Scale(domain=list(KINDS), paddingInner=0.1))
+    offset = _offset(0.1 if published else 0.5)
     title = METRICS[metric]
     tooltip = [
         alt.Tooltip("kind:N", title="published" if published else "kind"),
@@ -78,34 +89,35 @@ def _boxes(name: str, metric: str, *, published: bool) -> list[alt.Chart]:
     whisker = alt.Y("whisker_low:Q", title=title, scale=scale)
     low = alt.Y("q1:Q", title=title, scale=scale)
     middle = alt.Y("median:Q", title=title, scale=scale)
-    band = alt.RelativeBandSize(band=1.0 if published else 0.55)
     if published:
         return [
-            base.mark_rule(color=PUBLISHED, strokeWidth=5, opacity=0.35).encode(
-                y=whisker, y2="whisker_high:Q"
+            base.mark_rule(strokeWidth=4, opacity=0.22).encode(
+                y=whisker, y2="whisker_high:Q", color=_KIND
             ),
-            base.mark_bar(width=band, color=PUBLISHED, opacity=0.35).encode(y=low, y2="q3:Q"),
-            base.mark_tick(width=band, thickness=3, color=PUBLISHED).encode(y=middle),
+            base.mark_bar(opacity=0.3).encode(y=low, y2="q3:Q", color=_KIND),
+            base.mark_tick(thickness=2, opacity=0.75).encode(y=middle, color=_KIND),
         ]
     return [
         base.mark_rule().encode(y=whisker, y2="whisker_high:Q", color=_KIND),
-        base.mark_bar(width=band, fillOpacity=0.55, strokeWidth=1).encode(
+        base.mark_bar(fillOpacity=0.8, strokeWidth=1).encode(
             y=low, y2="q3:Q", color=_KIND, stroke=alt.Stroke("kind:N", legend=None)
         ),
-        base.mark_tick(width=band, thickness=2.5).encode(y=middle, color=_KIND),
-        base.mark_point(filled=True, size=14, shape="diamond", opacity=1).encode(
-            y=alt.Y("mean:Q", title=title), color=_KIND
+        base.mark_tick(thickness=2, color="white").encode(y=middle),
+        base.mark_point(filled=True, size=16, shape="diamond", color="white", opacity=1).encode(
+            y=alt.Y("mean:Q", title=title)
         ),
     ]
 
 
-def depth(metric: str, *, ours: bool, published: bool, overlay: bool) -> dict[str, Any]:
+def depth(
+    metric: str, *, ours: bool, published: bool, overlay: bool = False, points: bool = True
+) -> dict[str, Any]:
     """Box plots of a metric by depth, its layers as points, the followed model as a line.
 
     Data: boxes, published, layers, members, overlay; each only where it is asked for.
     """
     x = alt.X("depth_bin:O", scale=alt.Scale(domain=list(range(11))))
-    offset = alt.XOffset("kind:N", scale=alt.Scale(domain=list(KINDS), paddingInner=0.1))
+    offset = _offset(0.5)
     value = alt.Y(f"{metric}:Q", title=METRICS[metric], scale=alt.Scale(zero=False))
     layer = [
         *(alt.Tooltip(f"{c}:N") for c in ("model_id", "layer", "kind")),
@@ -113,18 +125,20 @@ def depth(metric: str, *, ours: bool, published: bool, overlay: bool) -> dict[st
         alt.Tooltip(f"{metric}:Q", format=".4f"),
     ]
     layers = _boxes("published", metric, published=True) if published else []
-    if ours:
-        points = _named("layers").encode(x=x, xOffset=offset, y=value, tooltip=layer)
+    if ours and not points:
+        layers += _boxes("boxes", metric, published=False)
+    elif ours:
+        marks = _named("layers").encode(x=x, xOffset=offset, y=value, tooltip=layer)
         layers += [
-            points.mark_circle(size=12, cursor="pointer").encode(
+            marks.mark_circle(size=12, cursor="pointer").encode(
                 color=_KIND, opacity=_by_following(0, 0.3)
             ),
             *_boxes("boxes", metric, published=False),
             _named("members")
             .mark_line(color=FOLLOWED, strokeWidth=2, point=False)
-            .encode(x=x, y=alt.Y("value:Q", title=METRICS[metric]))
+            .encode(x=x, xOffset=offset, y=alt.Y("value:Q", title=METRICS[metric]))
             .transform_filter(_FOLLOWS),
-            points.mark_point(
+            marks.mark_point(
                 filled=True, size=45, color=FOLLOWED, stroke="white", strokeWidth=0.7, opacity=1
             ).transform_filter(_FOLLOWS),
         ]
@@ -142,7 +156,7 @@ def depth(metric: str, *, ours: bool, published: bool, overlay: bool) -> dict[st
                 filled=True, shape="square", size=40, color=OVERLAID, stroke="white", opacity=1
             ),
         ]
-    return _page(alt.layer(*layers))
+    return _page(alt.layer(*layers).resolve_scale(xOffset="independent"))
 
 
 def bases(rows: int) -> dict[str, Any]:
@@ -185,7 +199,7 @@ def _basis_colour() -> alt.Color:
         "basis:N",
         title=None,
         scale=alt.Scale(domain=list(UNIONS), range=["#808080", ROBUST, STANDARD]),
-        legend=alt.Legend(orient="top"),
+        legend=alt.Legend(orient="top", symbolOpacity=1),
     )
 
 
@@ -227,7 +241,9 @@ def histograms() -> dict[str, Any]:
         .encode(
             x=alt.X("bin_low:Q", title="coefficient", axis=alt.Axis(tickCount=5)).bin("binned"),
             x2="bin_high:Q",
-            y=alt.Y("share:Q", title="share", axis=alt.Axis(format=".0%", tickCount=4)).stack(None),
+            y=alt.Y(
+                "share:Q", title="share", axis=alt.Axis(format=".3~%", tickCount=4, minExtent=34)
+            ).stack(None),
             color=_KIND,
             tooltip=[
                 alt.Tooltip("kind:N"),
@@ -241,6 +257,8 @@ def histograms() -> dict[str, Any]:
                 "component:O", title=None, header=alt.Header(labelExpr="'component ' + datum.value")
             ),
             columns=3,
+            bounds="flush",
+            spacing={"row": 45, "column": 60},
         )
         .resolve_scale(y="independent")
         .add_params(alt.param(name="followed", value=None))
@@ -256,7 +274,7 @@ def divergence(datasets: Sequence[str]) -> dict[str, Any]:
         "dataset:N",
         title=None,
         scale=alt.Scale(domain=list(datasets), range=colours),
-        legend=alt.Legend(orient="top"),
+        legend=alt.Legend(orient="top", symbolOpacity=1),
     )
     x = alt.X(
         "depth_bin:O",
@@ -301,7 +319,7 @@ def paired_sparsity() -> dict[str, Any]:
         scale=alt.Scale(domain=list(KINDS), padding=0.35),
         axis=alt.Axis(labelAngle=0),
     )
-    y = alt.Y("value:Q", title="share of sparse filters", axis=alt.Axis(format=".0%"))
+    y = alt.Y("value:Q", title="share of sparse filters", axis=alt.Axis(format=".3~%"))
     return _page(
         alt.layer(
             _named("members")
@@ -345,7 +363,7 @@ def against_autoattack(metric: str, datasets: Sequence[str]) -> dict[str, Any]:
                 "dataset:N",
                 title=None,
                 scale=alt.Scale(domain=list(datasets), range=colours),
-                legend=alt.Legend(orient="top"),
+                legend=alt.Legend(orient="top", symbolOpacity=1),
             ),
             shape=alt.Shape("dataset:N", title=None, scale=alt.Scale(domain=list(datasets))),
             opacity=alt.value(0.8),

@@ -87,6 +87,14 @@
   const coefficients = (f) => Array.from({ length: 9 }, (_, k) => f[`w${Math.floor(k / 3)}${k % 3}`]);
   const largest = (list) => list.reduce((a, v) => Math.max(a, Math.abs(v)), 0);
 
+  const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+  function viridis(share) {
+    const at = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
+    const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
+    const mixed = VIRIDIS[low].map((c, i) => Math.round(c + (at - low) * (VIRIDIS[low + 1][i] - c)));
+    return `rgb(${mixed.join(",")})`;
+  }
+
   const SVG = "http://www.w3.org/2000/svg";
   function drawTiles(tiles, label, size) {
     const cell = size, gap = size, step = 3 * cell + gap;
@@ -137,7 +145,6 @@
   }
 
   function sampleTiles(found) {
-    const viridis = vega.scheme("viridis");
     return found.map((f) => {
       const w = coefficients(f);
       const scale = largest(w) || 1;
@@ -193,7 +200,7 @@
     const room = chart.clientWidth;
     const columns = Math.max(1, Math.min(3, Math.floor(room / 240)));
     spec.columns = columns;
-    spec.spec.width = Math.max(120, Math.floor(room / columns) - 75);
+    spec.spec.width = Math.max(120, Math.floor((room - 50) / columns) - 60);
     return spec;
   }
 
@@ -214,13 +221,15 @@
       for (const p of spec.params || []) if (p.name === "followed") p.value = state.followed;
       if (figure.id === "bases") {
         const shown = new Set(datasets.tiles.map((t) => t.basis)).size;
-        const tile = Math.min(90, (chart.clientWidth - 110) / 9);
+        const tile = Math.min(64, (chart.clientWidth - 110) / 9);
         spec.height = Math.max(60, Math.round(shown * tile));
+        spec.encoding.y.axis = { labelLimit: Math.round(chart.clientWidth * 0.25) };
       }
       live.get(id)?.finalize();
       live.delete(id);
       if (n) {
-        const made = await vegaEmbed(chart, spec, { actions: false, renderer: "svg", config: theme() });
+        const made = await vegaEmbed(chart, spec, { actions: false, renderer: "svg", config: theme(),
+          logLevel: 1 }); // errors: an empty layer is no news
         live.set(id, made.view);
         made.view.addEventListener("click", (event, item) => {
           if (item && item.datum && models.has(item.datum.model_id)) follow(item.datum.model_id);
@@ -341,7 +350,6 @@
       if (sampledModels.includes(id)) chooseSample(id);
     }
     if (document.getElementById("bases")?.dataset.drawn) draw("bases");
-    for (const line of all("#model-table tr.following")) line.classList.remove("following");
   }
 
   const distinct = (list) => [...new Set(list)];
@@ -382,7 +390,7 @@
   const TITLES = { n_layers: "layers", n_filters: "filters", n_sparse: "sparse filters",
     n_params: "parameters", clean_acc: "clean %", autoattack_acc: "AutoAttack %", model_id: "model",
     same_filters_as: "same filters as", paper_url: "paper", source_url: "source address",
-    variance_entropy: "variance entropy" };
+    variance_entropy: "variance entropy", dataset: "data set" };
   const HIDDEN = new Set(["network", "threat_model", "eps", "sparsity_trained", "n_sparse", "authors",
     "variance_entropy_trained", "orthogonality_trained", "n_params", "title", "source", "license"]);
   const link = (text) => /^https?:\/\//i.test(text);
@@ -513,7 +521,7 @@
   }
   for (const f of data.figures) {
     const holder = document.getElementById(f.id);
-    if (f.id === "bases" || f.spec?.facet) holder.classList.add("wide");
+    if (/^(bases|divergence-by-depth)$/.test(f.id) || f.spec?.facet) holder.classList.add("wide");
     seen.observe(holder);
   }
   let resizing;

@@ -21,6 +21,7 @@ from builder.hub import Place
 from builder.release.manifest import Manifest
 from builder.release.reader import open_release
 from builder.report.answers import answered
+from builder.report.charts import vega_lite_version
 from builder.report.overlay import read_overlay
 from builder.report.pictures import packed
 from builder.report.sections import Section, sections
@@ -56,12 +57,11 @@ def _part(name: str) -> str:
 def _libraries() -> dict[str, str]:
     """The JavaScript and style that the page carries: Vega once for all charts, and DataTables."""
     import vl_convert
-    from altair import SCHEMA_VERSION
 
-    version = ".".join(SCHEMA_VERSION.split(".")[:2])
+    version = vega_lite_version()
     table = files("itables") / "html"
     return {
-        "vega": vl_convert.javascript_bundle(vl_version=version),
+        "vega": vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version),
         "datatables": (table / "dt_bundle.js").read_text(encoding="utf-8"),
         "datatables_css": (table / "dt_bundle.css").read_text(encoding="utf-8"),
     }

@@ -74,12 +74,12 @@ def _depth_words(tables: Tables, metric: str, dataset: str) -> dict[str, str]:
             f"The mean {name} of robust models lies below that of standard ones in "
             f"{found[0]['below']} of {found[0]['bins']} depth bins ({view} weights)."
             if found
-            else f"This release compares no pair here ({view} weights)."
+            else f"This release has no layers of pairs here ({view} weights)."
         )
         if missing:
             text += f" {missing} layer(s) have no {name} and are not drawn."
         if published:
-            text += " Grey boxes: the paper's published values (folded weights)."
+            text += " Pale, wide boxes: the paper's published values (folded weights)."
         words[view] = text
     return words
 
@@ -120,9 +120,10 @@ def _depth(tables: Tables, datasets: Sequence[str]) -> Section:
     return Section(
         "depth",
         "Depth",
-        "Three metrics of every layer, by where the layer sits. A box has one value per pair "
-        "member; points are layers. Choose a point, or a model above, to follow one model through "
-        "all figures.",
+        "Three metrics of every layer, by where the layer sits: depth bin 0 is the first "
+        "convolution, bins 1 to 10 are deciles of depth. A box has one value per pair member (the "
+        "line is the median, the diamond the mean); points are layers. Choose a point, or a model "
+        "above, to follow one model through all figures.",
         figures,
         "" if figures else "This release has no layers, and the paper has no values for its data.",
     )
@@ -205,22 +206,22 @@ def _divergence(tables: Tables, datasets: Sequence[str]) -> Section:
                 "divergence" if ours.num_rows else "published",
             )
         )
-    for dataset in datasets:
-        if _has(tables["histograms"], dataset=dataset):
-            figures.append(
-                Figure(
-                    f"histograms-{dataset}",
-                    f"Coefficients on the full basis, {dataset}",
-                    _both(
-                        "Shares of filters by coefficient on each component of the full basis, "
-                        "robust and standard over each other: what the divergences compare. "
-                        "Folded weights; standard models once per pair."
-                    ),
-                    charts.histograms(),
-                    {"histograms": _source("histograms", dataset=dataset)},
-                    "histograms",
-                )
-            )
+    figures += [
+        Figure(
+            f"histograms-{dataset}",
+            f"Coefficients on the full basis, {dataset}",
+            _both(
+                "Shares of filters by coefficient on each component of the full basis, robust and "
+                "standard over each other: what the divergences compare. Folded weights; standard "
+                "models once per pair."
+            ),
+            charts.histograms(),
+            {"histograms": _source("histograms", dataset=dataset)},
+            "histograms",
+        )
+        for dataset in datasets
+        if _has(tables["histograms"], dataset=dataset)
+    ]
     return Section(
         "divergence",
         "Divergence",
