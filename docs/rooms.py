@@ -52,6 +52,7 @@ ROOMS: dict[str, Room] = {
     ),
     "sql": Room(reads=("cohort", "release")),
     "check": Room(reads=("release", "sql")),
+    "report": Room(reads=("release", "sql")),
     "publish": Room(reads=("release", "check")),
     "cli": Room(
         reads=(
@@ -65,7 +66,7 @@ ROOMS: dict[str, Room] = {
                 "training",
                 "building",
             ),
-            *("sql", "check", "publish"),
+            *("sql", "check", "report", "publish"),
         ),
     ),
 }
