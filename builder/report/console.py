@@ -27,9 +27,9 @@ def _definitions(sql: str, files: str) -> list[str]:
     waiting = [sql]
     while waiting:
         words = set(re.findall(r"\w+", waiting.pop()))
-        for name in known.keys() & words - wanted.keys():
-            wanted[name] = known[name]
-            waiting.append(known[name])
+        for found in known.keys() & words - wanted.keys():
+            wanted[found] = known[found]
+            waiting.append(known[found])
     return [body for name, body in known.items() if name in wanted]
 
 
