@@ -413,7 +413,7 @@ FIRST_LAYER = Table(
     (
         _DATASET,
         _MODEL_ID,
-        Column("layer", _TEXT, "Module path of the first convolution."),
+        Column("layer", _TEXT, "Name of the first convolution, as in `layers`."),
         Column("perturbation", _LABEL, "`random` (signs) or `pgd` (of the model itself)."),
         Column("out_channel", pa.int16(), "Output channel; null: all channels together.", True),
         Column("eps", pa.float64(), "Linf radius in units of the [0, 1] image."),
@@ -440,6 +440,7 @@ FIRST_LAYER = Table(
             True,
             tolerance=_ATTACKED,
         ),
+        Column("reason", _TEXT, "Why the perturbation could not be measured; else null.", True),
     ),
 )
 
@@ -525,6 +526,12 @@ def table_at(path: str) -> Table | None:
 def model_id(dataset: str, robust: bool, network: str) -> str:
     """Primary key of a model, usable as a file name."""
     return f"{dataset}-{'robust' if robust else 'standard'}-{network}"
+
+
+def layer_name(weight: str) -> str:
+    """Name of a layer, from the state-dict name of its weight: the path of the module where that
+    is called `weight`, else the name itself. Two weights never share one."""
+    return weight.removesuffix(".weight")
 
 
 def in_union(union: str, robust: bool) -> bool:

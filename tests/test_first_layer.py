@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import duckdb
@@ -57,7 +59,7 @@ def identity(act: Callable[[Tensor], Tensor] = F.relu) -> Small:
 
 
 def measure(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
-    options = {"eps": EPS, "image_size": 32, "n_images": 4} | options
+    options = {"layers": ["conv"], "eps": EPS, "image_size": 32, "n_images": 4} | options
     return measure_response(model, **options)
 
 
@@ -225,47 +227,129 @@ def test_a_timm_model_sees_images_normalised_as_it_expects() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"eps": 0.0}, {"eps": math.nan}, {"steps": 0}, {"n_images": 0}, {"image_size": 600}]
+    "options", [{"eps": 0.0}, {"eps": math.nan}, {"steps": 0}, {"n_images": 0}]
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         measure(Small(), **options)
 
 
-class NoLogits(Small):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
+def variant(forward: Callable[[Small, Tensor], Any]) -> Small:
+    """A `Small` with another forward pass."""
+    model = Small()
+    model.forward = forward.__get__(model)  # type: ignore[method-assign]
+    return model
 
 
-class NamedLogits(Small):
-    def forward(self, x: Tensor) -> Any:
-        return {"logits": super().forward(x)}
+def plain(model: Small, x: Tensor) -> Tensor:
+    return Small.forward(model, x)
 
 
-class Misspelt(Small):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(xx)  # type: ignore[name-defined,no-any-return]  # noqa: F821
+def without_gradient(model: Small, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = x * 1
+    return plain(model, x)
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model", "reason"),
     [
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 10)),
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()),
-        nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 1)),
-        NoLogits(),
-        NamedLogits(),
-        Misspelt(),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 10)), "RuntimeError: mat1"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), "RuntimeError: Given groups=1"),
+        (variant(lambda m, x: xx), "NameError: name 'xx'"),  # type: ignore[name-defined]  # noqa: F821
+        (variant(lambda m, x: exit(3)), r"SystemExit: it ended the program \(3\)"),
+        (variant(lambda m, x: plain(m, x + 0.1 * torch.randn_like(x))), "is random"),
+        (variant(lambda m, x: F.conv2d(x, 2 * m.conv.weight)), "is computed"),
+        (variant(lambda m, x: x.mean((2, 3))), "runs no convolution"),
     ],
 )
-def test_a_forward_pass_that_fails_is_one_clear_error(model: nn.Module) -> None:
-    with pytest.raises(BuilderError, match=r"forward pass of \w+ fails on images of 32 x 32"):
-        measure(model)
+def test_a_forward_pass_that_fails_leaves_null_rows_with_a_reason(
+    model: nn.Module, reason: str
+) -> None:
+    rows = measure(model, layers=["a", "b"])
+    assert [(r["perturbation"], r["layer"]) for r in rows] == [
+        *(("random", "a"), ("random", "b"), ("pgd", "a"), ("pgd", "b"))
+    ]
+    for row in rows:
+        assert re.search(reason, row["reason"])
+        assert "\n" not in row["reason"]
+        assert [row[k] for k in (*RESPONSES, "out_channel")] == [None] * 4
+        assert (row["eps"], row["n_images"]) == (EPS, 0)
 
 
-def test_a_network_that_returns_no_tensor_is_told_what_was_expected() -> None:
-    with pytest.raises(BuilderError, match=r"expected logits \(n, k\), k > 1, found dict"):
-        measure(NamedLogits())
+def test_an_image_size_without_photographs_leaves_null_rows_with_a_reason() -> None:
+    assert {r["reason"] for r in measure(Small(), image_size=600)} == {
+        "no photograph has 600 x 600 pixels."
+    }
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda m, x: plain(m, x)[:, :1], r"k > 1, found \(4, 1\)"),
+        (lambda m, x: m.bn(m.conv(x)), r"k > 1, found \(4, 3, 32, 32\)"),
+        (lambda m, x: {"a": plain(m, x)[:, :7], "b": plain(m, x)[:, :8]}, r"\(4, 7\), \(4, 8\)"),
+        (without_gradient, "has no gradient"),
+        (lambda m, x: torch.zeros_like(plain(m, x)), "has no gradient"),
+        (lambda m, x: 0 * plain(m, x), "is zero"),
+        (lambda m, x: plain(m, (x * 255).round() / 255), "is zero"),
+    ],
+)
+def test_where_no_attack_is_possible_random_signs_are_measured_all_the_same(
+    forward: Callable[[Small, Tensor], Any], reason: str
+) -> None:
+    rows = measure(variant(forward))
+    assert pick(rows, "random", None)["response_pre"] > 0
+    attacked = pick(rows, "pgd", None)
+    assert re.search(reason, attacked["reason"])
+    assert [attacked[k] for k in RESPONSES] == [None, None, None]
+    assert len([r for r in rows if r["perturbation"] == "pgd"]) == 1
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (plain(m, x), 2 * plain(m, x)),
+        lambda m, x: [plain(m, x)[:, :7], plain(m, x)],
+        lambda m, x: {"features": 2 * x, "scores": plain(m, x)},
+        lambda m, x: {"embedding": plain(m, x).repeat(1, 1) * 2, "logits": plain(m, x)},
+        lambda m, x: SimpleNamespace(logits=plain(m, x), loss=None),
+        lambda m, x: plain(m, x.mul_(1)),
+        lambda m, x: plain(m, x.to(m.conv.weight.dtype)),
+    ],
+)
+def test_logits_in_a_container_and_a_pass_that_writes_into_its_input_change_nothing(
+    forward: Callable[[Small, Tensor], Any],
+) -> None:
+    assert measure(variant(forward)) == measure(Small())
+
+
+def test_a_network_in_double_precision_is_measured_in_it() -> None:
+    rows, expected = measure(variant(lambda m, x: plain(m, x.double())).double()), measure(Small())
+    for kind in ("random", "pgd"):
+        row = pick(rows, kind, None)
+        assert [row[k] for k in RESPONSES] == pytest.approx(
+            [pick(expected, kind, None)[k] for k in RESPONSES], rel=1e-3
+        )
+
+
+def test_a_network_that_casts_its_weights_is_measured() -> None:
+    def cast(model: Small, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return plain(model, x)
+
+    row = pick(measure(variant(cast)), "random", None)
+    expected = pick(measure(Small()), "random", None)
+    assert row["reason"] is None
+    assert row["response_pre"] == pytest.approx(expected["response_pre"], rel=0.05)
+
+
+def test_what_does_not_fit_into_memory_is_no_trait_of_the_network() -> None:
+    def large(model: Small, x: Tensor) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(BuilderError, match="MemoryError"):
+        measure(variant(large))
 
 
 # --- PGD ----------------------------------------------------------------------------------------

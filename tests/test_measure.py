@@ -171,7 +171,9 @@ def test_folding_flips_signs_and_changes_sparsity_but_not_orthogonality():
 
 
 def test_bn_scale_is_gamma_over_the_deviation():
-    conv = TracedConv("c", "c.weight", 0, 0.0, 2, 1, (3, 3), 1, 1, "bn", 1e-5)
+    conv = TracedConv(
+        "c", "c.weight", 0, 0.0, 2, 1, (3, 3), 1, 1, "bn", 1e-5, "bn.weight", "bn.running_var"
+    )
     state = {"bn.running_var": torch.tensor([4.0, 0.25]), "bn.weight": torch.tensor([2.0, -1.0])}
     scale = bn_scale(conv, state)
     assert scale is not None

@@ -258,7 +258,7 @@ def test_the_index_is_of_the_installed_packages() -> None:
     from builder.measure.index import OWN, entry
 
     for name in OWN:
-        made = entry(name, 32)
+        made = entry(name, "cifar10")
         assert by_name[name].core == made["core"], f"{name}: run `python -m builder.measure.index`"
         assert [vars(c) for c in by_name[name].convs] == made["convs"]
 

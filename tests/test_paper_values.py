@@ -219,12 +219,13 @@ def test_every_network_runs_the_published_layers_and_filters(paper: pd.DataFrame
     """All 114 constructors, traced without weights."""
     if find_spec("robustbench") is None:  # to import it here would forestall our shims
         pytest.skip("needs robustbench for the constructors")
-    from builder.network.plan import iter_plan
+    from builder.network.plan import make_plan
 
     by_model = paper[paper.finding == "sparsity_by_model"]
     published = by_model.pivot(index="model_id", columns="metric", values="value")
     planned = {
-        p.spec.model_id: (len(p.layers), p.n_filters) for p in iter_plan(load_cohort("paper"))
+        p.spec.model_id: (len(p.layers), p.n_filters)
+        for p in make_plan(load_cohort("paper"), lambda *progress: None).models
     }
     assert len(planned) == 114
     for model_id, counts in planned.items():

@@ -6,16 +6,16 @@ import pytest
 
 from builder import schema
 from builder.cohort.registry import load_cohort
-from builder.network.plan import PlannedModel, iter_plan, plan_json
+from builder.network.plan import Plan, make_plan, plan_json
 
 
 @pytest.fixture(scope="module")
-def planned() -> list[PlannedModel]:
-    return list(iter_plan(load_cohort("paper")))
+def plan() -> Plan:
+    return make_plan(load_cohort("paper"), lambda *progress: None)
 
 
-def test_totals_are_the_papers(planned: list[PlannedModel]):
-    totals = plan_json(load_cohort("paper"), planned, layers=False)["totals"]
+def test_totals_are_the_papers(plan: Plan):
+    totals = plan_json(plan, layers=False)["totals"]
     counts = {(g["dataset"], g["robust"]): g["n_filters"] for g in totals["by_dataset"]}
     assert counts == {
         ("cifar10", True): 447_825_488,
@@ -29,27 +29,27 @@ def test_totals_are_the_papers(planned: list[PlannedModel]):
     assert (totals["n_models"], totals["n_pairs"], totals["n_architectures"]) == (114, 71, 13)
 
 
-def test_counts_of_every_model_are_the_published_ones(planned: list[PlannedModel]):
+def test_counts_of_every_model_are_the_published_ones(plan: Plan):
     from builder.paper.published import read_published
 
     published = {r["model_id"]: r for r in read_published("models")}
-    for p in planned:
+    for p in plan.models:
         row = published[p.spec.model_id]
         assert p.n_filters == int(row["n_filters"]), p.spec.model_id
         assert len(p.layers) == int(row["n_layers"]), p.spec.model_id
 
 
-def test_layers_have_the_columns_that_need_no_weights(planned: list[PlannedModel]):
-    plan = plan_json(load_cohort("paper"), planned, layers=True)
+def test_layers_have_the_columns_that_need_no_weights(plan: Plan):
+    found = plan_json(plan, layers=True)
     names = {c.name for c in schema.LAYER_GRAPH}
-    for row in plan["layers"]:
+    for row in found["layers"]:
         assert names <= row.keys()
         assert row["n_filters"] == row["out_channels"] * row["in_channels"]
         assert 0 <= row["conv_depth_norm"] <= 1 and 0 <= row["depth_bin"] <= 10
         assert (row["depth_bin"] == 0) == (row["conv_depth"] == 0)
-    assert sum(r["n_filters"] for r in plan["layers"]) == 995_381_344
-    assert not [r for r in plan["layers"] if r["dataset"] == "imagenet" and r["depth_bin"] == 0]
-    json.dumps(plan, allow_nan=False)
+    assert sum(r["n_filters"] for r in found["layers"]) == 995_381_344
+    assert not [r for r in found["layers"] if r["dataset"] == "imagenet" and r["depth_bin"] == 0]
+    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_layers_have_the_columns_that_need_no_weights(planned: list[PlannedModel
     ],
 )
 def test_known_depths_and_foldings(
-    planned: list[PlannedModel], model_id: str, deepest: int, folding: tuple[int, int] | None
+    plan: Plan, model_id: str, deepest: int, folding: tuple[int, int] | None
 ):
-    (p,) = (p for p in planned if p.spec.model_id == model_id)
+    (p,) = (p for p in plan.models if p.spec.model_id == model_id)
     assert max(c.conv_depth for c in p.convs) == deepest
     if folding:
         assert (sum(c.bn_layer is not None for c in p.convs), len(p.convs)) == folding

@@ -63,7 +63,8 @@ def test_models_are_selected_by_pattern_and_order_is_kept():
         ("imagenet", None, None, 4 / 255),
         ("cifar10", "L2", "0.5", 8 / 255),
         ("imagenet", "L2", "3", 4 / 255),
-        ("cifar10", None, "0.5", 8 / 255),
+        ("cifar10", None, "16/255", 16 / 255),
+        ("cifar10", None, "0.5", 0.5),
     ],
 )
 def test_the_eps_of_another_threat_model_is_no_linf_radius(

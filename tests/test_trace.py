@@ -1,5 +1,8 @@
 """The trace against ONNX exports (the oracle), and its rules on networks made for them."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,9 +54,94 @@ def test_folded_weights_and_depths_are_those_of_the_onnx_export(constructor: str
         assert folded.numpy().tobytes() == weight.tobytes(), layer.conv.layer
 
 
+class Folding(nn.Module):
+    """A convolution, and what `rest` makes of its output with a BatchNorm and other tensors."""
+
+    def __init__(self, rest) -> None:
+        super().__init__()
+        self.rest = rest
+        self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.bn, self.gain = nn.BatchNorm2d(4), nn.Parameter(torch.ones(4))
+        self.gamma, self.beta = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: torch.Tensor):
+        return self.rest(self, self.conv(x))
+
+    def norm(self, y: torch.Tensor, weight=None, var=None, mean=None, bias=None) -> torch.Tensor:
+        var, mean = (self.var if var is None else var), (self.mean if mean is None else mean)
+        weight, bias = (
+            (self.gamma if weight is None else weight),
+            self.beta if bias is None else bias,
+        )
+        return F.batch_norm(y, mean, var, weight, bias, False, 0.1, 1e-3)
+
+
+FOLDED = {
+    "a BatchNorm": lambda m, y: m.bn(y),
+    "buffers under other names": lambda m, y: m.norm(y),
+    "a gain of another module": lambda m, y: m.norm(y, weight=m.gain),
+    "a detached scale": lambda m, y: m.norm(y, weight=m.gamma.detach()),
+    "no scale": lambda m, y: F.batch_norm(y, m.mean, m.var, None, m.beta),
+    "no scale and no bias": lambda m, y: F.batch_norm(y, m.mean, m.var),
+    "a copy of the output": lambda m, y: m.bn(y.clone()),
+    "a detached output": lambda m, y: m.bn(y.detach()),
+    "all of the output": lambda m, y: m.bn(y[:]),
+    "dropout between": lambda m, y: m.bn(F.dropout(y, 0.5, m.training)),
+}
+NOT_FOLDED = {
+    "the scale's magnitude": lambda m, y: m.norm(y, weight=m.gamma.abs() + 0.1),
+    "one more than the scale": lambda m, y: m.norm(y, weight=1 + m.gamma),
+    "a standardised scale": lambda m, y: m.norm(y, weight=m.gamma / m.gamma.norm()),
+    "a computed variance": lambda m, y: m.norm(y, var=2 * m.var),
+    "a computed mean": lambda m, y: m.norm(y, mean=2 * m.mean),
+    "a computed bias": lambda m, y: m.norm(y, bias=2 * m.beta),
+    "an output in a tuple": lambda m, y: (m.bn(y), y),
+    "an output in a dictionary": lambda m, y: {"logits": m.bn(y), "features": [y]},
+    "an output returned detached": lambda m, y: (m.bn(y), y.detach()),
+    "two BatchNorms": lambda m, y: m.bn(y) + m.norm(y),
+    "a group normalisation": lambda m, y: F.group_norm(y, 2, m.gamma, m.beta),
+    "an instance normalisation": lambda m, y: F.instance_norm(
+        y, m.mean, m.var, m.gamma, m.beta, use_input_stats=False
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*FOLDED, *NOT_FOLDED])
+def test_a_scale_is_folded_where_the_export_folds_it_and_only_there(case: str):
+    model = randomise(Folding((FOLDED | NOT_FOLDED)[case]), seed=2)
+    for tensor in (model.gain, model.gamma, model.var):
+        tensor.data.uniform_(0.5, 2)
+    (exported,) = read_onnx(model, 8)
+    (layer,) = iter_layers(trace(model, 8), model.state_dict())
+    assert (layer.bn_scale is not None) == (case in FOLDED)
+    scale = torch.ones(4) if layer.bn_scale is None else layer.bn_scale
+    assert (
+        layer.weight * scale[:, None, None, None]
+    ).numpy().tobytes() == exported.weight.tobytes()
+
+
+def test_a_write_into_a_part_of_the_output_prevents_folding():
+    def rest(m: Folding, y: torch.Tensor) -> torch.Tensor:
+        y[:, :2] = 0
+        return m.bn(y)
+
+    assert on_meta(lambda: Folding(rest))[0].bn_layer is None
+    assert on_meta(lambda: Folding(lambda m, y: (y.detach().relu_(), m.bn(y))[1]))[0].bn_var is None
+
+
+def test_a_batchnorm_is_named_by_the_module_of_its_variance():
+    (conv,) = on_meta(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert (conv.bn_layer, conv.bn_weight, conv.bn_var) == ("1", "1.weight", "1.running_var")
+    (conv,) = on_meta(lambda: Folding(FOLDED["a gain of another module"]))
+    assert (conv.bn_layer, conv.bn_weight, conv.bn_var) == ("var", "gain", "var")
+
+
 def on_meta(make):
     with torch.device("meta"):
-        return trace(make(), 8)
+        model = make()
+    return trace(model, 8)
 
 
 class Block(nn.Module):
@@ -176,10 +264,14 @@ def test_a_network_that_does_not_run_is_one_message():
         on_meta(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 2)))
 
 
+class Unexpected(BaseException):
+    """An exception of the user's own."""
+
+
 @pytest.mark.parametrize(
-    "error", [AssertionError, KeyError, IndexError, AttributeError, NameError, ZeroDivisionError]
+    "error", [AssertionError, KeyError, NameError, Unexpected, BaseException, SystemExit]
 )
-def test_whatever_a_forward_pass_raises_is_one_message(error: type[Exception]):
+def test_whatever_a_forward_pass_raises_is_one_message(error: type[BaseException]):
     class Failing(Block):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise error("wrong size")
@@ -190,9 +282,10 @@ def test_whatever_a_forward_pass_raises_is_one_message(error: type[Exception]):
 
 def test_a_forward_pass_may_return_tensors_inside_containers():
     class Named(Block):
-        def forward(self, x: torch.Tensor) -> dict[str, object]:
+        def forward(self, x: torch.Tensor) -> object:
             y = self.conv(x)
-            return {"loss": None, "features": [{"logits": self.bn(y)}], "other": self.other(y)}
+            found = {"loss": None, "features": [{"logits": self.bn(y)}], "other": self.other(y)}
+            return SimpleNamespace(found=found)
 
     assert [(c.layer, c.bn_layer) for c in on_meta(Named)] == [("conv", None), ("other", None)]
 
@@ -205,6 +298,79 @@ def test_a_forward_pass_that_returns_no_tensor_is_told_so():
 
     with pytest.raises(BuilderError, match="Silent returns dict without a tensor"):
         on_meta(Silent)
+
+
+def test_two_weights_of_one_module_are_two_layers_of_two_names():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 3, 3, 3))
+            self.w1 = nn.Parameter(torch.rand(4, 4, 3, 3))
+            self.kernels = nn.ParameterList([torch.rand(4, 4, 3, 3) for _ in range(2)])
+            self.inner = Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.inner.conv(x) + F.conv2d(x, self.weight, padding=1)
+            for weight in (self.w1, *self.kernels, self.inner.other.weight):
+                x = F.conv2d(x, weight, padding=1)
+            return x
+
+    convs = on_meta(Two)
+    assert [c.layer for c in convs] == [
+        *("inner.conv", "weight", "w1", "kernels.0", "kernels.1", "inner.other"),
+    ]
+    assert {c.weight for c in convs} <= Two().state_dict().keys()
+
+
+def test_a_fixed_kernel_is_no_layer():
+    class Blurred(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("blur", torch.ones(1, 1, 3, 3) / 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            blurred = F.conv2d(x, self.blur.repeat(3, 1, 1, 1), groups=3, padding=1)
+            return self.other(self.conv(F.conv2d(blurred, torch.ones(3, 3, 1, 1))))
+
+    convs = on_meta(Blurred)
+    assert [(c.layer, c.conv_depth) for c in convs] == [("conv", 2), ("other", 3)]
+
+
+MU = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "normalise",
+    [
+        lambda x: (x - MU) / MU,
+        lambda x: x - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1),
+        lambda x: x - torch.from_numpy(np.ones((3, 1, 1), np.float32)),
+        lambda x: torch.cat([x, MU.expand(1, 3, 8, 8)])[:1],
+        lambda x: x * x.new_tensor(0.5),
+    ],
+)
+def test_constants_on_the_cpu_do_not_stop_a_trace_without_memory(normalise):
+    class Normalised(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(self.conv(normalise(x)))
+
+    assert [(c.layer, c.bn_layer) for c in on_meta(Normalised)] == [("conv", "bn")]
+
+
+@pytest.mark.parametrize(
+    "convert", [torch.jit.script, lambda m: torch.jit.trace(m, MU.expand(3, 8, 8)[None])]
+)
+def test_a_scripted_network_is_traced_like_any_other(convert):
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(self.conv(x))
+
+    (conv,) = trace(convert(Plain().eval()), 8)
+    assert (conv.layer, conv.bn_layer) == ("conv", "bn")
 
 
 @pytest.mark.parametrize(

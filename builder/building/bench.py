@@ -17,7 +17,7 @@ from builder.building.run import Options, build_model
 from builder.building.workspace import Workspace
 from builder.cohort.registry import Cohort, load_cohort
 from builder.network.device import resolve_device
-from builder.network.plan import iter_plan
+from builder.network.plan import make_plan
 from builder.release.manifest import datasets
 from builder.release.write import FILTER_SETTINGS, ROWS_PER_GROUP
 
@@ -41,7 +41,8 @@ def bench_build(model: str = LARGE, device: str = "auto", seed: int = 0) -> dict
 
     torch.set_num_threads(1)
     cohort = load_cohort("paper").select(model)
-    (planned,) = iter_plan(Cohort(cohort.name, cohort.models[:1]))
+    first = Cohort(cohort.name, cohort.models[:1])
+    (planned,) = make_plan(first, lambda *progress: None).models
     options = Options(weights=f"seeded:{seed}", first_layer=False)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from builder import schema
 from builder.building import finish
 from builder.building.workspace import Workspace, open_workspace
-from builder.cohort.registry import IMAGE_SIZE, Cohort, ModelSpec
+from builder.cohort.registry import N_CLASSES, Cohort, ModelSpec
 from builder.errors import BuilderError, UsageError
 from builder.files import cache_folder, file_sha256, pins_file
 from builder.metrics.layer import measure_layer
 from builder.network.device import resolve_device
 from builder.network.extract import iter_layers
-from builder.network.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
+from builder.network.plan import PlannedModel, construct_on_meta, layer_graph, make_plan
 from builder.progress import WHOLE, Report
 from builder.release.manifest import Manifest, read_manifest
 from builder.release.versions import parse_version
 from builder.release.write import filter_writer
 from builder.sources import fetch as sources
 from builder.sources.addresses import local_file, resolve
+from builder.sources.guest import prints_to_stderr
 from builder.sources.seeded import SeededState
 
 if TYPE_CHECKING:
@@ -115,19 +116,17 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
     torch.set_num_threads(1)
     try:
         made_of = identity(cohort, options)
-        with open_workspace(out, made_of, options.fresh) as workspace:
+        with prints_to_stderr(), open_workspace(out, made_of, options.fresh) as workspace:
             if workspace is None:
                 manifest = read_manifest(out)
                 _refuse_changed(out, manifest, selected)
                 return Outcome(len(selected.models), {}, manifest["problems"], already_there=True)
-            planned = []
-            for p in iter_plan(selected):
-                planned.append(p)
-                report("plan", "tracing", len(planned), len(selected.models))
+            plan = make_plan(selected, report)
+            planned = list(plan.models)
             workspace.begin(made_of, options.fresh)
-            failures = _build_models(workspace, planned, options, device, report)
+            failures = plan.failures | _build_models(workspace, planned, options, device, report)
             if failures:
-                return Outcome(len(planned), failures, [])
+                return Outcome(len(selected.models), failures, [])
             entries = [_entry(workspace, p) for p in planned]
             problems = finish.finish(out, made_of, selected, planned, entries, report)
             return Outcome(len(planned), {}, problems)
@@ -181,8 +180,8 @@ def _entry(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
     return entry
 
 
-class _Stopped(Exception):
-    """Raised inside a model's work when the build is ending."""
+class _Stopped(KeyboardInterrupt):
+    """Raised inside a model's work when the build is ending; no network's code swallows it."""
 
 
 def _build_models(
@@ -334,23 +333,29 @@ def _first_layer(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from builder.first_layer.response import measure_response
+    from builder.first_layer.response import measure_response, unmeasured
 
     def reached(*forward: object) -> None:  # a report may end the build: hence one per module
         report(p.spec.model_id, "first layer", 0, None)
 
     reached()
-    model = sources.instantiate(p.spec, dict(state)).to(device)
-    for module in model.modules():
-        if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-            module.register_forward_pre_hook(reached)
-    rows = measure_response(
-        model,
-        eps=p.spec.eps_value,
-        image_size=IMAGE_SIZE[p.spec.dataset],
-        seed=options.seed,
-        device=device,
-    )
+    eps, layers = p.spec.eps_value, [c.layer for c in p.convs if c.conv_depth == 0]
+    try:
+        model = sources.instantiate(p.spec, dict(state)).to(device)
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                module.register_forward_pre_hook(reached)
+        rows = measure_response(
+            model,
+            layers=layers,
+            eps=eps,
+            image_size=p.image_size,
+            n_classes=N_CLASSES[p.spec.dataset],
+            seed=options.seed,
+            device=device,
+        )
+    except UsageError as e:  # the constructor works without memory alone
+        rows = [row for kind in ("random", "pgd") for row in unmeasured(layers, kind, eps, e)]
     return [
         {
             "dataset": p.spec.dataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,10 @@ from builder.cli.app import (
     print_table,
     say,
 )
-from builder.errors import EXIT_FAILURE, EXIT_NETWORK
+from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError
+
+if TYPE_CHECKING:
+    from builder.cohort.registry import Cohort
 
 
 @app.command()
@@ -35,19 +38,21 @@ def plan(
 
     Example: builder plan --cohort paper --json
     """
-    from builder.cohort.registry import load_cohort
-    from builder.network.plan import iter_plan, plan_json
+    from builder.network.plan import make_plan, plan_json
 
-    selected = load_cohort(cohort).select(models)
-    planned = []
     with progress.show(quiet=as_json) as report:
-        for p in iter_plan(selected):
-            planned.append(p)
-            report("plan", "tracing", len(planned), len(selected.models))
-    result = plan_json(selected, planned, layers)
+        found = make_plan(_chosen(cohort).select(models), report)
+    result = plan_json(found, layers)
     if as_json:
         print_json(result)
-        return
+    else:
+        _print_plan(result, layers)
+    _say_failures(found.failures)
+    if found.failures:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _print_plan(result: dict[str, Any], layers: bool) -> None:
     names: tuple[str, ...]
     if layers:
         names = (
@@ -72,6 +77,21 @@ def plan(
         f"{totals['n_models']} models, {totals['n_pairs']} pairs, {totals['n_layers']:,} layers, "
         f"{totals['n_filters']:,} filters, {totals['bytes'] / 1e9:.2f} GB of coefficients"
     )
+
+
+def _chosen(cohort: str) -> Cohort:
+    """A cohort, with what is odd in it said."""
+    from builder.cohort.registry import load_cohort, questions
+
+    chosen = load_cohort(cohort)
+    for question in questions(chosen):
+        say(f"odd: {question}")
+    return chosen
+
+
+def _say_failures(failures: dict[str, BuilderError]) -> None:
+    for model_id, error in failures.items():
+        say(f"failed: {model_id}: {error}" + (f"\n  {error.hint}" if error.hint else ""))
 
 
 @app.command()
@@ -111,9 +131,8 @@ def build(
     Example: builder build --cohort paper --weights seeded:0 --models 'cifar10-*R18*'
     """
     from builder.building.run import Options, build
-    from builder.cohort.registry import load_cohort
 
-    chosen = load_cohort(cohort)
+    chosen = _chosen(cohort)
     root = out or Path("out") / chosen.name
     options = Options(
         weights=weights,
@@ -128,8 +147,7 @@ def build(
     )
     with progress.show(quiet) as report:
         outcome = build(chosen, root, options, report)
-    for model_id, error in outcome.failures.items():
-        say(f"failed: {model_id}: {error}" + (f"\n  {error.hint}" if error.hint else ""))
+    _say_failures(outcome.failures)
     for problem in outcome.problems:
         say(f"problem: {problem}")
     if outcome.failures:

@@ -53,11 +53,12 @@ class ModelSpec:
     def eps_value(self) -> float:
         """Linf radius for the first-layer response: the model's own, else that of its data set.
 
-        An eps of another threat model is no such radius: RobustBench's L2 models have 0.5.
+        An eps of another threat model is no such radius: RobustBench's L2 models have 0.5. Without
+        a threat model it is read as one.
         """
         default = "4/255" if self.dataset == "imagenet" else "8/255"
-        own = self.eps if self.threat_model == "Linf" else None
-        return float(Fraction(own or default))
+        own = self.eps if self.threat_model in (None, "Linf") else None
+        return float(_fraction(own or default))
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,36 @@ def _name(text: str) -> str:
     return text
 
 
+_NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:e-?\d{1,2})?)"
+
+
+def _fraction(text: str) -> Fraction:
+    match = re.fullmatch(rf"{_NUMBER}(?:/{_NUMBER})?", text, re.ASCII | re.IGNORECASE)
+    if match is None or (match[2] and not Fraction(match[2])):
+        raise ValueError("expected a number, or a fraction such as 8/255")
+    return Fraction(match[1]) / Fraction(match[2] or 1)
+
+
 def _eps(text: str) -> str:
-    if Fraction(text) <= 0:
+    text = "".join(text.split())
+    if _fraction(text) <= 0:
         raise ValueError("expected a positive number or fraction such as 8/255")
     return text
+
+
+def _linf_radius(eps: str) -> str:
+    """An eps in units of the [0, 1] image; a whole number of at least 1 is one of pixels of 255."""
+    value = _fraction(eps)
+    if value >= 1 and value.denominator == 1 and "/" not in eps:
+        value, eps = value / 255, f"{value}/255"
+    if value > 1:
+        raise ValueError("expected a Linf radius such as 8/255 or 0.031, or whole pixels such as 8")
+    return eps
+
+
+def _threat_model(text: str) -> str:
+    folded = re.sub(r"[\s_-]", "", text.lower())
+    return _THREAT_MODELS.get(folded, text)
 
 
 def _year(text: str) -> int:
@@ -145,15 +172,22 @@ def _year(text: str) -> int:
 
 
 def _percent(text: str) -> float:
-    if not 0 <= float(text) <= 100:
+    value = float(_fraction(text.removesuffix("%").rstrip()))
+    if value > 100:
         raise ValueError("expected percent, 0 to 100")
-    return float(text)
+    return value
 
 
+_THREAT_MODELS = {
+    **dict.fromkeys(("linf", "linfinity", "l∞", "inf"), "Linf"),
+    **{f"l{p}": f"L{p}" for p in (0, 1, 2)},
+    **dict.fromkeys(("corruptions", "corruption", "commoncorruptions"), "corruptions"),
+}
 _PARSE: dict[str, Callable[[str], Any]] = {
     "network": _name,
     "dataset": _dataset,
     "robust": _bool,
+    "threat_model": _threat_model,
     "eps": _eps,
     "clean_acc": _percent,
     "autoattack_acc": _percent,
@@ -174,7 +208,9 @@ def _parse_row(row: dict[str, str], where: str) -> ModelSpec:
             continue
         try:
             values[name] = _PARSE.get(name, str)(text)
-        except (ValueError, ZeroDivisionError) as e:
+            if name == "eps" and values.get("threat_model") in (None, "Linf"):
+                values[name] = _linf_radius(values[name])
+        except ValueError as e:
             raise UsageError(f"{where}: column '{name}' is {text!r}: {e}.") from None
     return ModelSpec(**values)
 
@@ -204,6 +240,29 @@ def _check(models: Iterable[ModelSpec], where: str) -> None:
                 f"{where}: pair of different architectures: '{m.model_id}' is {m.architecture}, "
                 f"'{partner.model_id}' is {partner.architecture}."
             )
+
+
+def questions(cohort: Cohort) -> list[str]:
+    """What is odd in a cohort, though possible: sentences for its author, each naming a model."""
+    asked: list[str] = []
+    for m in cohort.models:
+        odd: list[str] = []
+        if m.eps and m.threat_model not in _THREAT_MODELS.values():
+            odd.append(
+                f"threat_model is {m.threat_model!r}; its eps is recorded, but not measured at"
+                if m.threat_model
+                else f"eps {m.eps} has no threat_model; it is read as Linf"
+            )
+        if m.eps_value > 0.25:
+            odd.append(f"a Linf radius of {m.eps} changes every pixel beyond recognition")
+        for name in ("clean_acc", "autoattack_acc"):
+            value = getattr(m, name)
+            if value and value <= 1 and (m.robust or name == "clean_acc"):
+                odd.append(f"{name} is {value:g} percent; did you mean {100 * value:g}?")
+        if (m.autoattack_acc or 0) > (100 if m.clean_acc is None else m.clean_acc):
+            odd.append(f"autoattack_acc {m.autoattack_acc} exceeds clean_acc {m.clean_acc}")
+        asked += [f"{m.model_id}: {text}" for text in odd]
+    return asked
 
 
 def read_cohort(path: Path, name: str) -> Cohort:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from builder import schema
 from builder.errors import BuilderError
+from builder.sources.guest import tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Features: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
-"""Module path of a first convolution -> output before and behind its activation, (n, c, h, w)."""
+"""Name of a first convolution -> output before and behind its activation, (n, c, h, w)."""
 
 _POINTWISE_WITHOUT_TAG = {
     *("aten::_prelu_kernel", "aten::hardswish", "aten::hardswish_", "aten::rsub"),
     *("aten::threshold_", "aten::_to_copy", "aten::alias", "aten::contiguous", "aten::detach"),
 }
 """Operators that act position by position though PyTorch does not tag them `pointwise`."""
+
+_CONVOLUTION = {"aten::convolution", "aten::_convolution"}  # the second by torch.jit.trace
+_NO_OTHER_WEIGHT = {"aten::_to_copy", "aten::alias", "aten::detach"}
 
 
 class _Origin(NamedTuple):
@@ -49,7 +54,9 @@ class _Follower:
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
-        self.names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
+        names = {p: schema.layer_name(name) for name, p in model.named_parameters()}
+        # Of casts and aliases too: autocast makes some.
+        self.names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary(names)
         self.layers: dict[str, _FirstLayer] = {}
         # Parameters and constants are not in it. Weak keys: a freed tensor's identity is soon that
         # of another, and a constant made on the way must not inherit what the freed one held.
@@ -57,9 +64,11 @@ class _Follower:
 
     def observe(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         """Record one operator that has just run."""
-        inputs = _tensors([*args, *kwargs.values()])
+        inputs = list(tensors([*args, *kwargs.values()]))
         sources = {self.origins[t] for t in inputs if t in self.origins}
-        results = list(_tensors([output]))
+        results = list(tensors([output]))
+        if func._schema.name in _NO_OTHER_WEIGHT and inputs[0] in self.names:
+            self.names[results[0]] = self.names[inputs[0]]
         origin = self._origin(func, args, sources, results[0]) if sources and results else None
         for t in results:
             if origin is None:
@@ -73,7 +82,7 @@ class _Follower:
         name = func._schema.name
         source = next(iter(sources))
         if sources == {_IMAGE}:
-            return self._first(args[1], result) if name == "aten::convolution" else _IMAGE
+            return self._first(args[1], result) if name in _CONVOLUTION else _IMAGE
         if sources == {_Origin(source.layer, raw=True)} and "batch_norm" in name:
             # Copied, here and below: an in-place operator may overwrite the original.
             kept = result.clone()
@@ -92,7 +101,7 @@ class _Follower:
         return _DEEP
 
     def _first(self, weight: Tensor, result: Tensor) -> _Origin:
-        layer = self.names.get(id(weight))
+        layer = self.names.get(weight)
         if layer is None:
             raise BuilderError(
                 f"the first convolution's weight, of shape {tuple(weight.shape)}, is computed.",
@@ -111,19 +120,9 @@ def _is_pointwise(func: Any) -> bool:
     return torch.Tag.pointwise in func.tags or func._schema.name in _POINTWISE_WITHOUT_TAG
 
 
-def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
-    import torch
-
-    for item in items:
-        if isinstance(item, torch.Tensor):
-            yield item
-        elif isinstance(item, list | tuple):
-            yield from _tensors(item)
-
-
 def first_features(
-    model: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
-) -> tuple[Features, Tensor]:
+    model: nn.Module, forward: Callable[[Tensor], Any], x: Tensor
+) -> tuple[Features, Any]:
     """The outputs of the first convolutions for the images `x`, and the network's own output.
 
     A convolution is a first one if no other lies between it and the image; an ensemble has several.
@@ -136,7 +135,7 @@ def first_features(
     Args:
         model: in evaluation mode; its parameters name the convolutions.
         forward: runs the model on images.
-        x: float32 (n, 3, h, w) in [0, 1], on the model's device.
+        x: floating point (n, 3, h, w) in [0, 1], on the model's device.
 
     Returns:
         Features, copies of (n, channels, h', w') each, in order of execution; and what `forward`

@@ -21,8 +21,8 @@ def ascend(
     """Ascend the cross-entropy against `labels` from `start`; gradients reach the images only.
 
     Args:
-        forward: images in [0, 1] -> float32 logits (n, k), k > 1.
-        x: clean images, float32 (n, 3, h, w) in [0, 1].
+        forward: images in [0, 1] -> logits (n, k), k > 1.
+        x: clean images, floating point (n, 3, h, w) in [0, 1].
         labels: int64 (n,).
         start: first iterate, of the shape of x; inside [0, 1] and the ball.
         eps: Linf radius, in units of the [0, 1] image.
@@ -31,6 +31,9 @@ def ascend(
 
     Returns:
         The last iterate, inside [0, 1] and the ball.
+
+    Raises:
+        ValueError: the logits have no gradient with respect to the images.
     """
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     adversarial = start
@@ -43,6 +46,8 @@ def ascend(
             # it does not vanish in float32 where the model is very sure. A sum, so that an
             # image's gradient does not depend on its batch.
             margin = logits.masked_fill(own, -torch.inf).logsumexp(1).sum() - logits[own].sum()
+        if not margin.requires_grad:
+            raise ValueError("the output has no gradient with respect to the image")
         (gradient,) = torch.autograd.grad(margin, adversarial)
         adversarial = adversarial.detach() + step_size * gradient.sign()
         adversarial = torch.minimum(torch.maximum(adversarial, low), high)

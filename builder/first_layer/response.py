@@ -33,26 +33,29 @@ evaluates; only timm's models, which carry the mean and deviation they expect, g
 that a ReLU leaves almost constant has a tiny Var g and a huge response_post, so read channels
 beside the layer's row; that row weighs each channel by the energy BatchNorm gives it. Values are
 null where a denominator is 0 (a dead or constant channel) or the result is not finite (NaN
-weights). PGD amplifies rounding, which differs between processors: one part in 10^6 added to all
-weights of three trained networks moved `random` by up to 4e-6, and `pgd` by up to 9e-3 in a channel
-and 4e-4 in the layer's row; expect as much between a CPU and a GPU.
+weights). What cannot be measured at all is null with a reason: a forward pass that fails or is
+random, an attack without logits or without a gradient. PGD amplifies rounding, which differs
+between processors: one part in 10^6 added to all weights of three trained networks moved `random`
+by up to 4e-6, and `pgd` by up to 9e-3 in a channel and 4e-4 in the layer's row; expect as much
+between a CPU and a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import isfinite, sqrt
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import fsum, isfinite, sqrt
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from builder.errors import BuilderError, UsageError
 from builder.first_layer.capture import Features, first_features
 from builder.first_layer.photographs import natural_images
-from builder.sources.constructors import FAILURES
+from builder.sources.guest import blamed, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    Forward: TypeAlias = Callable[[Tensor], Tensor]
+    Forward: TypeAlias = Callable[[Tensor], Any]
 
 N_IMAGES = 16
 STEPS = 5
@@ -63,8 +66,10 @@ BATCH = 4
 def measure_response(
     model: nn.Module,
     *,
+    layers: Sequence[str],
     eps: float,
     image_size: int,
+    n_classes: int = 10,
     seed: int = 0,
     n_images: int = N_IMAGES,
     steps: int = STEPS,
@@ -73,98 +78,167 @@ def measure_response(
     """Rows of `schema.FIRST_LAYER`, less dataset and model_id: the module's text says of what.
 
     Args:
-        model: takes images in [0, 1] and returns logits (n, n_classes). It is moved to `device`
-            and left there in evaluation mode, in float32, its parameters without gradients.
+        model: takes images in [0, 1] and returns logits (n, n_classes), alone or among other
+            tensors. It is moved to `device` and left there in evaluation mode, in float32 (in
+            float64 if it has that), its parameters without gradients.
+        layers: names of its first convolutions (see `schema.layer_name`).
         eps: Linf radius in units of the [0, 1] image.
         image_size: height and width of the input, in pixels.
+        n_classes: tells the logits among several outputs.
         seed: of the random signs and of PGD's random start; both are drawn on the CPU.
         n_images: photographs at most (there are 9 of 224 x 224); rows say how many there were.
         steps: gradient steps of PGD, each a forward and a backward pass.
 
     Returns:
         Per first convolution and perturbation (random, pgd): its channels, then the whole layer.
+        What cannot be measured has one row per layer, of nulls and a `reason`.
 
     Raises:
         UsageError: a wrong argument.
-        BuilderError: the forward pass fails, returns no logits, or runs no convolution.
+        BuilderError: the memory does not suffice.
     """
     import torch
 
-    if not eps > 0 or steps < 1:
-        raise UsageError(f"eps is {eps} and steps {steps}; expected both positive.")
-    images = torch.from_numpy(natural_images(image_size, n_images))
-    model.to(device, torch.float32).eval().requires_grad_(False)
-    try:
-        # TF32 would make a GPU disagree with a CPU in the third digit.
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            inputs, features = _perturb_and_run(model, images, eps, seed, steps, device)
-    except FAILURES as e:
-        raise BuilderError(
-            f"the forward pass of {type(model).__name__} fails on images of "
-            f"{image_size} x {image_size}: {type(e).__name__}: {e}",
-            hint="expected a network that maps (n, 3, h, w) images in [0, 1] to (n, k) logits.",
-        ) from e
-    facts = {"eps": eps, "n_images": len(images)}
-    return [
-        {"layer": layer, "perturbation": perturbation, **row, **facts}
-        for layer in features["clean"]
-        for perturbation in ("random", "pgd")
-        for row in responses(
-            (inputs["clean"], inputs[perturbation]),
-            (features["clean"][layer][0], features[perturbation][layer][0]),
-            (features["clean"][layer][1], features[perturbation][layer][1]),
-        )
-    ]
+    if not eps > 0 or steps < 1 or n_images < 1:
+        raise UsageError(f"eps {eps}, steps {steps}, n_images {n_images}: expected positive ones.")
+    measuring = partial(
+        blamed, f"{type(model).__name__} on {image_size} x {image_size} images", error=BuilderError
+    )
+    rows: list[dict[str, Any]] = []
+    # TF32 would make a GPU disagree with a CPU in the third digit.
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        try:
+            with measuring():
+                images = torch.from_numpy(natural_images(image_size, n_images))
+                if any(p.dtype == torch.float64 for p in model.parameters()):
+                    images = images.double()
+                model.to(device, images.dtype).eval()
+                for parameter in model.parameters():
+                    parameter.requires_grad_(False)
+                forward = _forward(model)
+                clean, outputs = _features(model, forward, images, device)
+                _refuse_noise(clean, _features(model, forward, images[:BATCH], device)[0])
+        except BuilderError as e:
+            return [r for p in ("random", "pgd") for r in unmeasured(layers, p, eps, e)]
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, images.shape, generator=generator) * 2.0 - 1
+        starts = images + eps * (torch.rand(images.shape, generator=generator) * 2 - 1)
+
+        def pgd() -> Tensor:
+            labels = torch.cat([logits(output, n_classes).argmax(1) for output in outputs])
+            return _ascend(
+                lambda x: logits(forward(x), n_classes),
+                *(images, labels.cpu(), starts.clamp(0, 1)),
+                *(eps, steps, device),
+            )
+
+        for perturbation in ("random", "pgd"):
+            try:
+                with measuring():
+                    moved = pgd() if perturbation == "pgd" else (images + eps * signs).clamp(0, 1)
+                    features, _ = _features(model, forward, moved, device)
+            except BuilderError as e:
+                rows += unmeasured(list(clean), perturbation, eps, e)
+                continue
+            facts = {"eps": eps, "n_images": len(images), "reason": None}
+            rows += [
+                {"layer": layer, "perturbation": perturbation, **row, **facts}
+                for layer in clean
+                for row in responses(
+                    (images, moved), *zip(clean[layer], features[layer], strict=True)
+                )
+            ]
+    return rows
 
 
-def _perturb_and_run(
-    model: nn.Module, images: Tensor, eps: float, seed: int, steps: int, device: str
-) -> tuple[dict[str, Tensor], dict[str, Features]]:
-    """Inputs and first-layer features of the images, `clean`, `random` and `pgd`, on the CPU."""
+def unmeasured(
+    layers: Sequence[str], perturbation: str, eps: float, why: BuilderError
+) -> list[dict[str, Any]]:
+    """The rows of a perturbation that cannot be measured: nulls, and the reason.
+
+    Raises:
+        BuilderError: `why`, if the memory did not suffice: that is no trait of the network.
+    """
+    import torch
+
+    if isinstance(why.__cause__, MemoryError | torch.OutOfMemoryError):
+        raise why
+    nothing = dict.fromkeys(("out_channel", "response_pre", "response_post", "activation_pass"))
+    facts = {"eps": eps, "n_images": 0, "reason": str(why)}
+    return [{"layer": n, "perturbation": perturbation, **nothing, **facts} for n in layers]
+
+
+def logits(output: Any, n_classes: int) -> Tensor:
+    """The logits (n, k), k > 1, in what a forward pass returned: what is called so, else the only
+    matrix, else the first with a column a class.
+
+    Raises:
+        ValueError: there are none.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    found = [t for t in tensors(output if named is None else named) if t.dim() == 2]
+    if len(found) > 1:
+        found = [t for t in found if t.shape[1] == n_classes]
+    if not found or found[0].shape[1] < 2:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(output)) or type(output).__name__
+        raise ValueError(f"expected logits (n, k), k > 1, found {shapes}")
+    return found[0]
+
+
+def _features(
+    model: nn.Module, forward: Forward, images: Tensor, device: str
+) -> tuple[Features, list[Any]]:
+    """First-layer features of the images, on the CPU, and the outputs of each batch."""
+    import torch
+
+    batches = [first_features(model, forward, x.to(device)) for x in torch.split(images, BATCH)]
+    return {
+        layer: tuple(torch.cat([f[layer][i].cpu() for f, _ in batches]) for i in (0, 1))  # type: ignore[misc]
+        for layer in batches[0][0]
+    }, [output for _, output in batches]
+
+
+def _refuse_noise(features: Features, again: Features) -> None:
+    """Raises: ValueError: features of the first images are not the same the second time."""
+    import torch
+
+    for layer, pair in again.items():
+        for first, second in zip(features[layer], pair, strict=True):
+            if not torch.allclose(first[: len(second)], second, 1e-3, 1e-4, equal_nan=True):
+                raise ValueError("its forward pass is random: the same images, other features")
+
+
+def _ascend(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    starts: Tensor,
+    eps: float,
+    steps: int,
+    device: str,
+) -> Tensor:
+    """PGD from `starts`, on the CPU.
+
+    Raises:
+        ValueError: the gradient is zero everywhere, so that nothing was ascended.
+    """
     import torch
 
     from builder.first_layer.pgd import ascend
 
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, images.shape, generator=generator) * 2.0 - 1
-    starts = torch.rand(images.shape, generator=generator) * 2 - 1
-    forward = _forward(model)
-    inputs: dict[str, list[Tensor]] = {"clean": [], "random": [], "pgd": []}
-    features: dict[str, list[Features]] = {kind: [] for kind in inputs}
-    for i in range(0, len(images), BATCH):
-        x, sign, start = (t[i : i + BATCH].to(device) for t in (images, signs, starts))
-        clean, logits = first_features(model, forward, x)
-        if not isinstance(logits, torch.Tensor):
-            raise ValueError(f"expected logits (n, k), k > 1, found {type(logits).__name__}")
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(f"expected logits (n, k), k > 1, found {tuple(logits.shape)}")
-        random = (x + eps * sign).clamp(0, 1)
-        start = (x + eps * start).clamp(0, 1)
-        pgd = ascend(
-            forward, x, logits.argmax(1), start, eps=eps, step_size=2.5 * eps / steps, steps=steps
-        )
-        for kind, batch, found in (
-            ("clean", x, clean),
-            ("random", random, first_features(model, forward, random)[0]),
-            ("pgd", pgd, first_features(model, forward, pgd)[0]),
-        ):
-            inputs[kind].append(batch.cpu())
-            features[kind].append({k: (pre.cpu(), post.cpu()) for k, (pre, post) in found.items()})
-    return (
-        {kind: torch.cat(batches) for kind, batches in inputs.items()},
-        {
-            kind: {
-                layer: (
-                    torch.cat([f[layer][0] for f in batches]),
-                    torch.cat([f[layer][1] for f in batches]),
-                )
-                for layer in batches[0]
-            }
-            for kind, batches in features.items()
-        },
-    )
+    batches = zip(*(torch.split(t, BATCH) for t in (images, labels, starts)), strict=True)
+    step = 2.5 * eps / steps
+    found = torch.cat(
+        [
+            ascend(forward, *(t.to(device) for t in batch), eps=eps, step_size=step, steps=steps)
+            for batch in batches
+        ]
+    ).cpu()
+    if torch.equal(found, starts):
+        raise ValueError("the gradient of its output with respect to the image is zero")
+    return found
 
 
 def _forward(model: nn.Module) -> Forward:
@@ -173,7 +247,7 @@ def _forward(model: nn.Module) -> Forward:
 
     expected = getattr(model, "pretrained_cfg", None)
     if not isinstance(expected, dict) or not {"mean", "std"} <= expected.keys():
-        return model
+        return lambda x: model(x.clone())  # which it may write into
     device = next(model.parameters()).device
     mean, std = (
         torch.tensor(expected[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std")
@@ -200,7 +274,7 @@ def responses(
 
     channels = zip(change_f, spread_f, change_g, spread_g, strict=True)
     rows = [row(c, *energies) for c, energies in enumerate(channels)]
-    return [*rows, row(None, sum(change_f), sum(spread_f), sum(change_g), sum(spread_g))]
+    return [*rows, row(None, *map(fsum, (change_f, spread_f, change_g, spread_g)))]
 
 
 def _energies(clean: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:

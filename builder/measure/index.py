@@ -19,9 +19,10 @@ from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError
 from builder.files import write_atomic
 from builder.measure.recognise import INDEX, digest, split, without_prefix
-from builder.network.trace import TracedConv, trace
+from builder.network.plan import plan_network
+from builder.network.trace import TracedConv
 from builder.sources.compat import import_torchvision
-from builder.sources.constructors import construct
+from builder.sources.constructors import construct_on_meta
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,35 +42,29 @@ TIMM = re.compile(
 one of these (resnetblur, resnetaa): they share its keys and shapes, and are rarely meant."""
 
 
-def constructors() -> Iterator[tuple[str, int]]:
-    """(constructor, image size), the plainest name of an architecture first."""
+def constructors() -> Iterator[tuple[str, str]]:
+    """(constructor, data set), the plainest name of an architecture first."""
     for name in OWN:
-        yield name, 32
+        yield name, "cifar10"
     for name in import_torchvision().models.list_models(module=import_torchvision().models):
-        yield f"torchvision:{name}", 299 if "inception" in name else 224
+        yield f"torchvision:{name}", "imagenet"
     import timm
 
     for name in timm.list_models():
         if TIMM.fullmatch(name):
-            yield f"timm:{name}", 224
+            yield f"timm:{name}", "imagenet"
     for model in load_cohort("paper").models:
-        yield model.constructor, 224 if model.dataset == "imagenet" else 32
+        yield model.constructor, model.dataset
 
 
-def entry(constructor: str, image_size: int) -> dict[str, Any]:
+def entry(constructor: str, dataset: str) -> dict[str, Any]:
     """The index's entry of one architecture.
 
     Raises:
         BuilderError: it cannot be built or traced, or runs no 3x3 convolution.
     """
-    import torch
-
-    with torch.device("meta"):
-        model = construct(constructor).eval()
-    convs = trace(model, image_size)
-    if not any(conv.is_3x3 for conv in convs):
-        raise BuilderError("it runs no 3x3 convolution")
-    prefix, shapes = without_prefix(_essential(model))
+    convs = plan_network(constructor, dataset).convs
+    prefix, shapes = without_prefix(_essential(construct_on_meta(constructor)))
     core, rest = split(shapes)
     head = next((k for k in reversed(rest) if len(rest[k]) == 2), None)
     if head is not None:  # any number of classes
@@ -108,9 +103,9 @@ def make_index() -> dict[str, Any]:
     """The whole index: architectures, and the networks that were left out with the reason."""
     entries: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    for constructor, image_size in constructors():
+    for constructor, dataset in constructors():
         try:
-            made = entry(constructor, image_size)
+            made = entry(constructor, dataset)
         except BuilderError as e:
             left_out[constructor] = str(e)
             continue

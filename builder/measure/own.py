@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from builder import schema
-from builder.cohort.registry import IMAGE_SIZE
+from builder.cohort.registry import IMAGE_SIZE, N_CLASSES
 from builder.compare.columns import MEASURED, SKIPPED
 from builder.compare.measurement import Measurement, layers_table
 from builder.errors import BuilderError, UsageError
@@ -76,13 +76,20 @@ def measure_module(
     state = {key: value.detach() for key, value in model.state_dict(keep_vars=True).items()}
     graph = Graph(tuple(convs), _class_name(model))
     measured = measure_graph(name or type(model).__name__, state, graph, dataset, layers, report)
-    return with_response(measured, copy.deepcopy(model), size) if first_layer else measured
+    return with_response(measured, copy.deepcopy(model), convs, size) if first_layer else measured
 
 
-def with_response(measured: Measurement, model: nn.Module, image_size: int) -> Measurement:
+def with_response(
+    measured: Measurement, model: nn.Module, convs: Sequence[TracedConv], image_size: int
+) -> Measurement:
     """The measurement with the first-layer response of `model`, which is moved to the CPU."""
-    eps = 4 / 255 if measured.dataset == "imagenet" else 8 / 255
-    rows = measure_response(model, eps=eps, image_size=image_size)
+    rows = measure_response(
+        model,
+        layers=[conv.layer for conv in convs if conv.conv_depth == 0],
+        eps=4 / 255 if measured.dataset == "imagenet" else 8 / 255,
+        image_size=image_size,
+        n_classes=N_CLASSES[measured.dataset or "cifar10"],
+    )
     return replace(measured, first_layer=tuple(rows))
 
 
@@ -267,7 +274,7 @@ def _as_stored(state: Mapping[str, Tensor]) -> list[TracedConv]:
     """Every 4-d weight of a state dict, as if it were a convolution that runs alone."""
     return [
         TracedConv(
-            layer=key.removesuffix(".weight"),
+            layer=schema.layer_name(key),
             weight=key,
             conv_depth=0,
             conv_depth_norm=0.0,

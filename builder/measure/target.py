@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from builder.cohort.registry import IMAGE_SIZE, ModelSpec
+from builder.cohort.registry import ModelSpec
 from builder.compare.measurement import Measurement
 from builder.errors import BuilderError, UsageError
 from builder.files import cache_folder, pins_file
@@ -20,8 +20,7 @@ from builder.measure.own import (
     with_response,
 )
 from builder.measure.recognise import Recognised, recognise
-from builder.network.plan import construct_on_meta
-from builder.network.trace import trace
+from builder.network.plan import construct_on_meta, plan_network
 from builder.sources import fetch as sources
 from builder.sources.checkpoint import Checkpoint, read_checkpoint
 from builder.sources.state import state_dicts
@@ -105,9 +104,8 @@ def measure_checkpoint(
     )
     state: Mapping[str, Tensor]
     if constructor is not None:
-        model = construct_on_meta(spec)
-        state = sources.load_state(spec, fetched, model)
-        graph = Graph(tuple(trace(model, IMAGE_SIZE[spec.dataset])), constructor)
+        state = sources.load_state(spec, fetched, construct_on_meta(spec))
+        graph = Graph(plan_network(constructor, spec.dataset).convs, constructor)
     else:
         if len(fetched.files) > 1:
             raise UsageError(
@@ -125,8 +123,9 @@ def measure_checkpoint(
         )
     spec = replace(spec, constructor=graph.constructor)
     whole = sources.load_state(spec, fetched, construct_on_meta(spec))
+    network = plan_network(graph.constructor, spec.dataset)
     model = sources.instantiate(spec, dict(whole))
-    return with_response(measured, model, IMAGE_SIZE[spec.dataset])
+    return with_response(measured, model, network.convs, network.image_size)
 
 
 @dataclass(frozen=True)

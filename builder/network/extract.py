@@ -42,14 +42,12 @@ def bn_scale(conv: TracedConv, state: Mapping[str, torch.Tensor]) -> torch.Tenso
     The operations, their order and their precision are those of PyTorch's ONNX export in
     evaluation mode, so `weight * bn_scale` is bit for bit the exported weight.
     """
-    if conv.bn_layer is None or conv.bn_eps is None:
+    if conv.bn_var is None or conv.bn_eps is None:
         return None
     import torch
 
-    deviation = state[f"{conv.bn_layer}.running_var"].float().add(conv.bn_eps).sqrt()
-    gamma = state.get(f"{conv.bn_layer}.weight")
-    if gamma is None:  # affine=False
-        gamma = torch.ones_like(deviation)
+    deviation = state[conv.bn_var].float().add(conv.bn_eps).sqrt()
+    gamma = torch.ones_like(deviation) if conv.bn_weight is None else state[conv.bn_weight]
     return gamma.float().div(deviation)
 
 

@@ -1,16 +1,17 @@
-"""What a build would do: every architecture built and traced on the meta device, no download."""
+"""What a build would do: every architecture built and traced without weights, no download."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from builder import schema
-from builder.cohort.registry import IMAGE_SIZE, Cohort, ModelSpec
+from builder.cohort.registry import Cohort, ModelSpec
 from builder.errors import BuilderError
-from builder.network.trace import TracedConv, trace
+from builder.network.trace import ForwardError, TracedConv, trace
+from builder.progress import Report
+from builder.sources import constructors
 from builder.sources import fetch as sources
 
 if TYPE_CHECKING:
@@ -20,14 +21,28 @@ COEFFICIENT_BYTES = 36
 """Bytes of one filter's nine float32 coefficients, before compression."""
 
 
-@dataclass(frozen=True)
-class PlannedModel:
-    """One model of a cohort, its executed convolutions and its source."""
+_MOST = 2 ** (schema.FILTERS.arrow.field("out_channel").type.bit_width - 1) - 1
+"""Largest number of channels and of layers: what the columns of `filters` can count."""
 
-    spec: ModelSpec
+
+@dataclass(frozen=True)
+class Network:
+    """What a constructor makes for the images of a data set."""
+
     convs: tuple[TracedConv, ...]
     n_params: int
+    image_size: int  # height and width of the images, in pixels
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """One model of a cohort, its source, and what `Network` says."""
+
+    spec: ModelSpec
     source: sources.Source
+    convs: tuple[TracedConv, ...]
+    n_params: int
+    image_size: int
 
     @property
     def layers(self) -> list[TracedConv]:
@@ -39,32 +54,76 @@ class PlannedModel:
         return sum(c.n_filters for c in self.layers)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The models of a cohort that can be built, in its order, and why others cannot."""
+
+    cohort: Cohort
+    models: tuple[PlannedModel, ...]
+    failures: dict[str, BuilderError]  # by model_id
+
+
 def construct_on_meta(spec: ModelSpec) -> nn.Module:
-    """The network of `spec` without memory: parameters on the meta device, evaluation mode."""
-    import torch
-
-    with torch.device("meta"):
-        model: nn.Module = sources.construct(spec.constructor)
-    return model.eval()
+    """The network of `spec` in evaluation mode, without memory where its constructor allows."""
+    return constructors.construct_on_meta(spec.constructor)
 
 
-def iter_plan(cohort: Cohort) -> Iterator[PlannedModel]:
-    """Plan the models of a cohort in its order; an architecture is traced once.
+def plan_network(constructor: str, dataset: str) -> Network:
+    """Construct and trace a network.
+
+    One that does not run without memory is run on the CPU, with the constructor's weights.
 
     Raises:
-        BuilderError: a constructor fails, or its network has no 3x3 convolution.
+        BuilderError: the constructor or the forward pass fails, there is no 3x3 convolution, or
+            the network is larger than a release can say.
     """
-    traced: dict[tuple[str, int], tuple[tuple[TracedConv, ...], int]] = {}
-    for spec in cohort.models:
-        key = (spec.constructor, IMAGE_SIZE[spec.dataset])
-        if key not in traced:
-            model = construct_on_meta(spec)
-            convs = tuple(trace(model, key[1]))
-            traced[key] = convs, sum(p.numel() for p in model.parameters())
-        planned = PlannedModel(spec, *traced[key], sources.describe(spec))
-        if not planned.layers:
-            raise BuilderError(f"{spec.model_id}: {spec.architecture} runs no 3x3 convolution.")
-        yield planned
+    model = constructors.construct_on_meta(constructor)
+    size = constructors.image_size(constructor, model, dataset)
+    n_params = sum(p.numel() for p in model.parameters())
+    try:
+        convs = trace(model, size)
+    except ForwardError:
+        if not any(p.is_meta for p in model.parameters()):
+            raise
+        convs = trace(constructors.construct(constructor), size)
+    n_layers = sum(c.is_3x3 for c in convs)
+    if not n_layers:
+        raise BuilderError(f"{constructor} runs no 3x3 convolution.")
+    if n_layers > _MOST:
+        raise BuilderError(
+            f"{constructor} has {n_layers:,} 3x3 layers; expected at most {_MOST:,}."
+        )
+    for conv in convs:
+        widest = max(conv.out_channels, conv.in_channels)
+        if (conv.is_3x3 or conv.conv_depth == 0) and widest > _MOST:
+            raise BuilderError(
+                f"layer {conv.layer} of {constructor} has {widest:,} channels; expected at most "
+                f"{_MOST:,}, which the columns of a release can count."
+            )
+    return Network(tuple(convs), n_params, size)
+
+
+def make_plan(cohort: Cohort, report: Report) -> Plan:
+    """Plan every model of a cohort; a network is traced once, however that ends."""
+    models: list[PlannedModel] = []
+    failures: dict[str, BuilderError] = {}
+    networks: dict[tuple[str, str], Network | BuilderError] = {}
+    for done, spec in enumerate(cohort.models, start=1):
+        key = spec.constructor, spec.dataset
+        try:
+            if key not in networks:
+                networks[key] = plan_network(*key)
+        except BuilderError as e:
+            networks[key] = e
+        network = networks[key]
+        try:
+            if isinstance(network, BuilderError):
+                raise network
+            models.append(PlannedModel(spec, sources.describe(spec), **vars(network)))
+        except BuilderError as e:
+            failures[spec.model_id] = e
+        report("plan", "tracing", done, len(cohort.models))
+    return Plan(cohort, tuple(models), failures)
 
 
 def layer_graph(conv: TracedConv) -> dict[str, Any]:
@@ -72,8 +131,8 @@ def layer_graph(conv: TracedConv) -> dict[str, Any]:
     return {column.name: getattr(conv, column.name) for column in schema.LAYER_GRAPH}
 
 
-def plan_json(cohort: Cohort, planned: list[PlannedModel], layers: bool) -> dict[str, Any]:
-    """The plan as one object: `models`, `totals`, and `layers` if asked for."""
+def plan_json(plan: Plan, layers: bool) -> dict[str, Any]:
+    """The plan as one object: `models`, `failures`, `totals`, and `layers` if asked for."""
     models = [
         {
             "model_id": p.spec.model_id,
@@ -85,18 +144,19 @@ def plan_json(cohort: Cohort, planned: list[PlannedModel], layers: bool) -> dict
             "n_filters": p.n_filters,
             "bytes": p.n_filters * COEFFICIENT_BYTES,
         }
-        for p in planned
+        for p in plan.models
     ]
     groups: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
     for m in models:
         groups[m["dataset"], m["robust"]].append(m)
     counts = ("n_layers", "n_filters", "bytes")
-    plan: dict[str, Any] = {
-        "cohort": cohort.name,
+    found: dict[str, Any] = {
+        "cohort": plan.cohort.name,
         "models": models,
+        "failures": [{"model_id": m, "reason": str(e)} for m, e in plan.failures.items()],
         "totals": {
             "n_models": len(models),
-            "n_pairs": len(cohort.pairs),
+            "n_pairs": len(plan.cohort.pairs),
             "n_architectures": len({m["architecture"] for m in models}),
             **{c: sum(m[c] for m in models) for c in counts},
             "by_dataset": [
@@ -111,7 +171,7 @@ def plan_json(cohort: Cohort, planned: list[PlannedModel], layers: bool) -> dict
         },
     }
     if layers:
-        plan["layers"] = [
+        found["layers"] = [
             {
                 "dataset": p.spec.dataset,
                 "model_id": p.spec.model_id,
@@ -119,7 +179,7 @@ def plan_json(cohort: Cohort, planned: list[PlannedModel], layers: bool) -> dict
                 "layer": conv.layer,
                 **layer_graph(conv),
             }
-            for p in planned
+            for p in plan.models
             for index, conv in enumerate(p.layers)
         ]
-    return plan
+    return found

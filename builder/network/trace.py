@@ -1,32 +1,38 @@
 """What a network runs: its convolutions, their depth, and the BatchNorm each folds with.
 
-One forward pass in evaluation mode on the `meta` device (shapes only: no memory, no arithmetic)
-under a dispatch mode that sees every ATen operator. From the operators a graph of values is kept,
-and read as the paper read its ONNX exports (paper section 3; BatchNorm folding as in the
-evaluation-mode export). A BatchNorm that uses the statistics of its batch even in evaluation mode
-(track_running_stats=False) has no fixed scale and is not folded: there the two views are equal.
+One forward pass in evaluation mode, on the `meta` device where the network runs there (shapes only:
+no memory, no arithmetic), under a dispatch mode that sees every ATen operator. From the operators a
+graph of values is kept, and read as the paper read its ONNX exports (paper section 3; BatchNorm
+folding as in the evaluation-mode export): a BatchNorm is folded in where it alone reads the
+convolution's output, the network does not return that output, and the BatchNorm's operands are the
+very tensors of the state dict. One with a computed scale, or with the statistics of its batch
+(track_running_stats=False), has no fixed scale: there the two views are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from builder import schema
 from builder.errors import BuilderError
-from builder.sources.constructors import FAILURES
+from builder.sources.guest import blamed, guest, tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
+class ForwardError(BuilderError):
+    """The forward pass of a network failed."""
+
+
 @dataclass(frozen=True)
 class TracedConv:
-    """One executed convolution. Names are dotted module paths into the traced model."""
+    """One executed convolution. Names are dotted paths into the traced model."""
 
-    layer: str
+    layer: str  # unique: see schema.layer_name
     weight: str  # state-dict name of the weight
     conv_depth: int
     conv_depth_norm: float
@@ -37,6 +43,8 @@ class TracedConv:
     stride: int
     bn_layer: str | None  # BatchNorm with running statistics that alone consumes the output
     bn_eps: float | None
+    bn_weight: str | None = None  # state-dict names of that BatchNorm's scale (None: 1)
+    bn_var: str | None = None  # and running variance
 
     @property
     def is_3x3(self) -> bool:
@@ -65,25 +73,114 @@ class _Value:
 
     depth: int
     inputs: tuple[_Value, ...] = ()
-    operator: str = ""
-    parameters: tuple[str, ...] = ()  # names of the parameters the operator read
-    details: dict[str, Any] = field(default_factory=dict)
     consumers: list[_Value] = field(default_factory=list)
+    conv: _Conv | None = None
+    norm: _Norm | None = None
 
 
-_CONVOLUTION = "aten::convolution"
+@dataclass(frozen=True)
+class _Conv:
+    """A 2-d convolution. `weight` is a state-dict name, or None for one that is computed."""
+
+    weight: str | None
+    trained: bool  # else a fixed kernel, say a blur: nothing of it is learned
+    shape: tuple[int, int, int, int]
+    stride: int
+    groups: int
+    foldable: bool  # no bias, or one that is stored
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A BatchNorm of fixed statistics, whose operands are all stored. Names, and its epsilon."""
+
+    weight: str | None
+    var: str
+    eps: float
+
+
+_SAME = {"aten::alias", "aten::clone", "aten::detach", "aten::lift_fresh"}
+"""Operators that make no new value; the ONNX export drops them."""
+_CONVOLUTION = {
+    "aten::convolution",
+    "aten::_convolution",
+}  # the second in what torch.jit.trace made
 _EITHER_BATCH_NORM = "aten::native_batch_norm"  # its argument 5: whether by the batch's statistics
 _BATCH_NORM = _EITHER_BATCH_NORM, "aten::_native_batch_norm_legit_no_training"
 
 
-def _flatten(items: Iterable[Any]) -> Iterable[Any]:
-    for item in items:
-        if isinstance(item, list | tuple):
-            yield from _flatten(item)
-        elif isinstance(item, Mapping):
-            yield from _flatten(item.values())
-        else:
-            yield item
+class _Graph:
+    """The values of one forward pass in order of execution, as its operators come."""
+
+    def __init__(self, model: nn.Module, image: torch.Tensor) -> None:
+        self.order: list[_Value] = []
+        # Keyed by identity: an in-place operator returns its argument, which then is a new value.
+        # `alive` keeps every tensor, so that no identity is used twice.
+        self.values = {id(image): _Value(depth=0)}
+        self.views: dict[int, set[int]] = {image.untyped_storage()._cdata: {id(image)}}
+        self.alive: list[Any] = [image]
+        self.trained = {id(p) for p in model.parameters()}  # and what is computed from them alone
+        self.stored: dict[int, str] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self.stored.setdefault(id(tensor), name)
+            self.alive.append(tensor)
+
+    def observe(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+        """Add one operator that has just run."""
+        name = func._schema.name
+        read = list(tensors([*args, *kwargs.values()]))
+        results = list(tensors([output]))
+        self.alive += results
+        inputs = tuple(self.values[id(t)] for t in read if id(t) in self.values)
+        if not inputs:
+            self._observe_constant(name, read, results)
+            return
+        same = name in _SAME or (name == "aten::slice" and results[0].shape == read[0].shape)
+        value = inputs[0] if same else _Value(1 + max(v.depth for v in inputs), inputs)
+        for t in results:
+            views = self.views.setdefault(t.untyped_storage()._cdata, set())
+            views.add(id(t))
+            # A write into a part of a tensor, or through an alias, makes a new value of all of it.
+            for changed in views if any(t is r for r in read) else (id(t),):
+                self.values[changed] = value
+        if same or not results:
+            return
+        self.order.append(value)
+        for source in inputs:
+            source.consumers.append(value)
+        if name in _CONVOLUTION and args[1].dim() == 4 and not args[6]:
+            value.conv = self._conv(args)
+        elif name in _BATCH_NORM and id(args[0]) in self.values:
+            value.norm = self._norm(name, args)
+
+    def _observe_constant(
+        self, name: str, read: list[torch.Tensor], results: list[torch.Tensor]
+    ) -> None:
+        """An operator on parameters, buffers and constants alone."""
+        if any(id(t) in self.trained for t in read):
+            self.trained |= {id(t) for t in results}
+        # A cast, say by autocast, is not of the network: the weight is what is stored.
+        if (name in _SAME or name == "aten::_to_copy") and id(read[0]) in self.stored:
+            self.stored[id(results[0])] = self.stored[id(read[0])]
+
+    def _conv(self, args: tuple[Any, ...]) -> _Conv:
+        weight, bias, stride, groups = args[1], args[2], args[3], args[8]
+        out_channels, in_channels, height, width = weight.shape
+        return _Conv(
+            weight=self.stored.get(id(weight)),
+            trained=id(weight) in self.trained,
+            shape=(out_channels, in_channels, height, width),
+            stride=int(stride[0]),
+            groups=int(groups),
+            foldable=bias is None or id(bias) in self.stored,
+        )
+
+    def _norm(self, name: str, args: tuple[Any, ...]) -> _Norm | None:
+        weight, var = args[1], args[4]
+        by_batch = name == _EITHER_BATCH_NORM and bool(args[5])
+        if by_batch or any(t is not None and id(t) not in self.stored for t in args[1:5]):
+            return None
+        return _Norm(self.stored.get(id(weight)), self.stored[id(var)], float(args[-1]))
 
 
 def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Value]]:
@@ -91,65 +188,43 @@ def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Valu
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    order: list[_Value] = []
-    # Keyed by identity: an in-place operator returns its argument, which then is a new value.
-    # `alive` keeps every tensor, so that no identity is used twice.
-    values: dict[int, _Value] = {}
-    alive: list[torch.Tensor] = []
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    graph = _Graph(model, image)
 
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
             kwargs = kwargs or {}
-            out = func(*args, **kwargs)
-            tensors = [
-                a for a in _flatten([*args, *kwargs.values()]) if isinstance(a, torch.Tensor)
-            ]
-            inputs = tuple(values[id(t)] for t in tensors if id(t) in values)
-            results = [t for t in _flatten([out]) if isinstance(t, torch.Tensor)]
-            if not inputs or not results:
-                return out  # computed from constants alone, or no tensor
-            value = _Value(
-                depth=1 + max(v.depth for v in inputs),
-                inputs=inputs,
-                operator=func._schema.name,
-                parameters=tuple(names[id(t)] for t in tensors if id(t) in names),
-            )
-            if value.operator == _CONVOLUTION:
-                weight, stride, transposed, groups = args[1], args[3], args[6], args[8]
-                value.details = {
-                    "shape": tuple(weight.shape),
-                    "stride": int(stride[0]),
-                    "groups": int(groups),
-                    "counts": weight.dim() == 4 and not transposed,
-                    "named": id(weight) in names,
-                }
-            elif value.operator in _BATCH_NORM:
-                by_batch = value.operator == _EITHER_BATCH_NORM and bool(args[5])
-                value.details = {"eps": float(args[-1]), "folds": not by_batch}
-            for source in inputs:
-                source.consumers.append(value)
-            for t in results:
-                values[id(t)] = value
-                alive.append(t)
-            order.append(value)
-            return out
+            args, kwargs = _constants_to_meta(func, args, kwargs)
+            output = func(*args, **kwargs)
+            graph.observe(func, args, kwargs, output)
+            return output
 
-    image = torch.empty(1, 3, image_size, image_size, device="meta")
-    values[id(image)] = _Value(depth=0)
-    alive.append(image)
     with torch.no_grad(), Recorder():  # type: ignore[no-untyped-call]
         output = model(image)
-    outputs = [values[id(t)] for t in _flatten([output]) if id(t) in values]
+    outputs = [graph.values[id(t)] for t in tensors(output) if id(t) in graph.values]
     if not outputs:
         raise BuilderError(
             f"the forward pass of {type(model).__name__} returns {type(output).__name__} without a "
             "tensor computed from the image.",
-            hint="expected a tensor, or a list, tuple or dict of tensors.",
+            hint="expected a tensor, or a list, tuple, dict or dataclass of tensors.",
         )
-    return order, outputs
+    return graph.order, outputs
+
+
+def _constants_to_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """An operator's arguments, those on the CPU moved beside those without memory: constants that
+    a network keeps as plain tensors or makes on the way."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    devices = {t.device.type for t in tensors([*args, *kwargs.values()]) if t.dim()}
+    if devices != {"cpu", "meta"} or func._schema.is_mutable:
+        return args, kwargs
+    moved: tuple[Any, Any] = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+    return moved
 
 
 def _reachable(outputs: list[_Value]) -> set[int]:
@@ -165,65 +240,61 @@ def _reachable(outputs: list[_Value]) -> set[int]:
 
 
 def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
-    """Every 2-d convolution that `model` executes, in order of execution.
+    """Every 2-d convolution with a trained weight that `model` executes, in order of execution.
 
     Args:
-        model: a network built on the meta device; it is put into evaluation mode.
+        model: a network, best on the meta device; it is put into evaluation mode.
         image_size: height and width of the square RGB input, in pixels.
 
     Raises:
-        BuilderError: the forward pass fails, returns no tensor, runs no convolution, or convolves
-            with a weight that is no parameter of the model.
+        ForwardError: the forward pass fails.
+        BuilderError: it returns no tensor, runs no convolution, or convolves with a computed
+            weight.
     """
-    model.eval()
-    try:
-        order, outputs = _record(model, image_size)
-    except FAILURES as e:
-        raise BuilderError(
-            f"tracing {type(model).__name__} failed on a {image_size}x{image_size} image: "
-            f"{type(e).__name__}: {e}",
-            hint="its forward pass must run on the meta device: no .item(), no data-dependent "
-            "branches, three input channels.",
-        ) from e
+    with (
+        guest(),
+        blamed(
+            f"tracing {type(model).__name__} failed on a {image_size}x{image_size} image",
+            "expected a network that maps one RGB image, (1, 3, h, w) in [0, 1], to tensors.",
+            ForwardError,
+        ),
+    ):
+        order, outputs = _record(model.eval(), image_size)
     live = _reachable(outputs)
-    convolutions = [
-        v for v in order if v.operator == _CONVOLUTION and v.details["counts"] and id(v) in live
-    ]
-    if not convolutions:
+    convolutions = [(v, v.conv) for v in order if v.conv and id(v) in live]
+    if not any(conv.trained for _, conv in convolutions):
         raise BuilderError(f"{type(model).__name__} runs no 2-d convolution.")
-    ranks = {d: i for i, d in enumerate(sorted({v.depth for v in convolutions}))}
+    ranks = {d: i for i, d in enumerate(sorted({v.depth for v, _ in convolutions}))}
+    returned = {id(v) for v in outputs}
     traced: dict[str, TracedConv] = {}
-    for value in convolutions:
-        if not value.details["named"]:
+    for value, conv in convolutions:
+        if not conv.trained:
+            continue
+        if conv.weight is None:
             raise BuilderError(
-                f"{type(model).__name__} convolves with a computed weight "
-                f"of shape {value.details['shape']}.",
+                f"{type(model).__name__} convolves with a computed weight of shape {conv.shape}.",
                 hint="only weights that are parameters of the model can be extracted.",
             )
-        conv = _describe(value, ranks[value.depth], len(ranks), live)
+        rank, last = ranks[value.depth], len(ranks) - 1
+        consumers = [c for c in value.consumers if id(c) in live]
+        alone = conv.foldable and len(consumers) == 1 and id(value) not in returned
+        norm = consumers[0].norm if alone else None
+        out_channels, in_channels, height, width = conv.shape
+        described = TracedConv(
+            layer=schema.layer_name(conv.weight),
+            weight=conv.weight,
+            conv_depth=rank,
+            conv_depth_norm=rank / last if last else 0.0,
+            out_channels=out_channels,
+            in_channels=in_channels,
+            kernel_size=(height, width),
+            groups=conv.groups,
+            stride=conv.stride,
+            bn_layer=(norm.var.rpartition(".")[0] or norm.var) if norm else None,
+            bn_eps=norm.eps if norm else None,
+            bn_weight=norm.weight if norm else None,
+            bn_var=norm.var if norm else None,
+        )
         # One weight executed twice is one layer: it sits where it first runs.
-        traced.setdefault(conv.weight, conv)
+        traced.setdefault(conv.weight, described)
     return list(traced.values())
-
-
-def _describe(value: _Value, rank: int, n_depths: int, live: set[int]) -> TracedConv:
-    weight = value.parameters[0]
-    out_channels, in_channels, height, width = value.details["shape"]
-    bn_layer, bn_eps = None, None
-    consumers = [c for c in value.consumers if id(c) in live]
-    if len(consumers) == 1 and consumers[0].details.get("folds"):
-        bn_layer = consumers[0].parameters[0].rpartition(".")[0]
-        bn_eps = consumers[0].details["eps"]
-    return TracedConv(
-        layer=weight.rpartition(".")[0],
-        weight=weight,
-        conv_depth=rank,
-        conv_depth_norm=rank / (n_depths - 1) if n_depths > 1 else 0.0,
-        out_channels=out_channels,
-        in_channels=in_channels,
-        kernel_size=(height, width),
-        groups=value.details["groups"],
-        stride=value.details["stride"],
-        bn_layer=bn_layer,
-        bn_eps=bn_eps,
-    )

@@ -1,4 +1,4 @@
-"""What it takes to import the robustbench of PyPI. Each shim acts only where it is needed."""
+"""What it takes to import torchvision and robustbench of PyPI. Each shim acts only where needed."""
 
 from __future__ import annotations
 
@@ -56,10 +56,20 @@ def _stand_in_for_pkg_resources() -> None:
 
 
 @cache
+def prepare_imports() -> None:
+    """Make a user's module able to import torchvision, timm and robustbench, if installed."""
+    if importlib.util.find_spec("torchvision") is not None:
+        _define_torchvision_operators()
+    if importlib.util.find_spec("robustbench") is not None:
+        _alias_autoattack()
+        _stand_in_for_pkg_resources()
+
+
+@cache
 def import_torchvision() -> ModuleType:
     """torchvision, also beside a CPU-only torch."""
     _require("torchvision")
-    _define_torchvision_operators()
+    prepare_imports()
     return importlib.import_module("torchvision")
 
 
@@ -71,9 +81,7 @@ def import_robustbench() -> ModuleType:
         UsageError: the `build` extra is not installed.
     """
     _require("robustbench")
-    import_torchvision()
-    _alias_autoattack()
-    _stand_in_for_pkg_resources()
+    prepare_imports()
     importlib.import_module("robustbench.model_zoo.models")
     return importlib.import_module("robustbench")
 

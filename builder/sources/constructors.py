@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from importlib.machinery import SourceFileLoader
 from typing import TYPE_CHECKING, Any
 
-from builder.cohort.registry import ModelSpec
+from builder.cohort.registry import IMAGE_SIZE, ModelSpec
 from builder.errors import UsageError
-from builder.sources.compat import import_robustbench, import_torchvision
+from builder.sources.compat import import_robustbench, import_torchvision, prepare_imports
+from builder.sources.guest import blamed, guest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,45 +22,65 @@ _FORMS = (
     "torchvision:NAME, or package.module:callable"
 )
 
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-"""What somebody else's module, constructor or forward pass may raise for reasons of its own."""
-
 
 def construct(constructor: str) -> nn.Module:
     """The network a constructor names, with whatever initial weights it gives it.
 
-    Under `torch.device("meta")` it costs no memory. Nothing is downloaded.
+    Nothing is downloaded.
 
     Raises:
         UsageError: unknown form or name, or what it names cannot be called or makes no network.
     """
+    return _call(constructor, _maker(constructor))
+
+
+def construct_on_meta(constructor: str) -> nn.Module:
+    """The network a constructor names, without memory, in evaluation mode.
+
+    A constructor that computes with its tensors cannot do that on the meta device: its network is
+    a real one, on the CPU.
+
+    Raises:
+        UsageError: see `construct`.
+    """
     import torch
 
+    make = _maker(constructor)
+
+    def on_meta() -> Any:
+        with _modules_are_real(), torch.device("meta"), _small_constants_are_real():
+            return make()
+
+    try:
+        return _call(constructor, on_meta).eval()
+    except UsageError:
+        return _call(constructor, make).eval()
+
+
+def _maker(constructor: str) -> Callable[[], Any]:
+    """What makes the network, imported."""
     kind, _, name = constructor.partition(":")
     if not (kind and name):
         missing = "name" if kind else "module"
         raise UsageError(f"constructor {constructor!r} has no {missing}; expected {_FORMS}.")
-    make = _KINDS.get(kind, _from_module)(kind, name)
-    try:
-        with _small_constants_are_real():
-            model = make()
-    except FAILURES as e:
-        raise UsageError(f"constructor {constructor!r} failed: {type(e).__name__}: {e}.") from e
+    return _KINDS.get(kind, _from_module)(kind, name)
+
+
+def _call(constructor: str, make: Callable[[], Any]) -> nn.Module:
+    import torch
+
+    with guest(), blamed(f"constructor {constructor!r} failed"):
+        model = make()
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
             f"constructor {constructor!r} returned {type(model).__name__}, not a torch.nn.Module."
+        )
+    lazy = [n for n, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
+    if lazy:
+        raise UsageError(
+            f"constructor {constructor!r} leaves the shape of {', '.join(lazy)} to the first image "
+            "(a lazy layer).",
+            hint="give the layer its input channels, or run the network once in the constructor.",
         )
     return model
 
@@ -74,10 +94,36 @@ def instantiate(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     """
     with _skip_initialisation():
         model = construct(spec.constructor)
-    own = model.state_dict()
-    state = {k: state[k].to(dtype=t.dtype) for k, t in own.items() if k in state}
-    model.load_state_dict(state, strict=False, assign=True)
-    return model.eval().requires_grad_(False)
+    if not {name for name, _ in model.named_parameters()} <= state.keys():
+        model = construct(spec.constructor)
+    with blamed(f"the network of {spec.constructor!r} does not take its weights"):
+        own = model.state_dict()
+        state = {k: state[k].to(dtype=t.dtype) for k, t in own.items() if k in state}
+        model.load_state_dict(state, strict=False, assign=True)
+        for parameter in model.parameters():  # a scripted network has no requires_grad_
+            parameter.requires_grad_(False)
+        return model.eval()
+
+
+def image_size(constructor: str, model: nn.Module, dataset: str) -> int:
+    """Height and width of the images a network takes, in pixels.
+
+    A network that takes one size only says so (`image_size`, as torchvision's transformers;
+    `fixed_input_size`, as timm's). For ImageNet, timm and torchvision say at which size a network
+    is evaluated. Else it is that of the data set.
+    """
+    own = getattr(model, "image_size", None)
+    config = getattr(model, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    if isinstance(own, int):
+        return own
+    if "input_size" in config and (dataset == "imagenet" or config.get("fixed_input_size")):
+        return int(config["input_size"][-1])
+    kind, _, name = constructor.partition(":")
+    if kind == "torchvision" and dataset == "imagenet":
+        preset = import_torchvision().models.get_model_weights(name).DEFAULT.transforms()
+        return int(getattr(preset, "crop_size", [IMAGE_SIZE[dataset]])[0])
+    return IMAGE_SIZE[dataset]
 
 
 def robustbench_entry(dataset: str, threat_model: str, name: str) -> Mapping[str, Any]:
@@ -158,27 +204,28 @@ def _from_torchvision(kind: str, name: str) -> Callable[[], Any]:
 
 
 def _from_module(module: str, name: str) -> Callable[[], Any]:
+    import torch
+
     where = f"constructor '{module}:{name}'"
-    sys.path.insert(0, str(Path.cwd()))  # as `python` does; the `builder` script does not
+    if module.partition(".")[0] != "builder":
+        prepare_imports()
+    where_from = (
+        f"expected {_FORMS}; modules are looked for in the current folder and among the installed "
+        "packages."
+    )
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            if not hasattr(found, part):
-                raise _unknown(part, [n for n in dir(found) if n[0] != "_"], f"name in {module}")
-            found = getattr(found, part)
-    except ImportError as e:
-        raise UsageError(
-            f"{where} cannot be imported: {e}.",
-            hint=f"expected {_FORMS}; modules are looked for in the current folder and among the "
-            "installed packages.",
-        ) from e
-    except FAILURES as e:
-        raise UsageError(
-            f"{where} cannot be imported: {type(e).__name__}: {e}.",
-            hint=f"correct the code of {module}, then run the same command again.",
-        ) from e
-    finally:
-        sys.path.pop(0)
+        with guest(), blamed(f"{where} cannot be imported"), torch.random.fork_rng(devices=[]):
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                if not hasattr(found, part):
+                    known = [n for n in dir(found) if n[0] != "_"]
+                    raise _unknown(part, known, f"name in {module}")
+                found = getattr(found, part)
+    except UsageError as e:
+        if e.__cause__ is not None:
+            absent = isinstance(e.__cause__, ImportError)
+            e.hint = where_from if absent else f"correct the code of {module}, then try again."
+        raise
     if not callable(found):
         raise UsageError(f"{where} is not callable; expected a function that returns a network.")
     return found  # type: ignore[no-any-return]
@@ -189,6 +236,25 @@ _KINDS: dict[str, Callable[[str, str], Callable[[], Any]]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
+
+
+@contextlib.contextmanager
+def _modules_are_real() -> Iterator[None]:
+    """Under the meta device, modules that a constructor imports are run outside it: the constants
+    they make outlive this network."""
+    import torch
+
+    run = SourceFileLoader.exec_module
+
+    def run_outside(self: SourceFileLoader, module: Any) -> None:
+        with torch.device("cpu"):
+            run(self, module)
+
+    SourceFileLoader.exec_module = run_outside  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        SourceFileLoader.exec_module = run  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -211,7 +277,7 @@ def _small_constants_are_real() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _skip_initialisation() -> Iterator[None]:
-    """Make random fills do nothing: most of the time a large network takes to construct."""
+    """Make random fills of parameters do nothing: most of the time a large network takes."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -226,7 +292,9 @@ def _skip_initialisation() -> Iterator[None]:
         ) -> Any:
             kwargs = kwargs or {}
             if func in fills:
-                return args[0] if args else kwargs["tensor"]
+                filled = args[0] if args else kwargs["tensor"]
+                if isinstance(filled, torch.nn.Parameter):
+                    return filled
             return func(*args, **kwargs)
 
     with Skip():
