@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
 from builder.sources.compat import import_robustbench, import_torchvision
+from builder.sources.reparametrized import remove
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +42,8 @@ FAILURES = (
 def construct(constructor: str) -> nn.Module:
     """The network a constructor names, with whatever initial weights it gives it.
 
-    Under `torch.device("meta")` it costs no memory. Nothing is downloaded.
+    Under `torch.device("meta")` it costs no memory. Nothing is downloaded. Layers under
+    weight_norm, spectral_norm or pruning come without: their weight is a plain parameter.
 
     Raises:
         UsageError: unknown form or name, or what it names cannot be called or makes no network.
@@ -62,7 +64,7 @@ def construct(constructor: str) -> nn.Module:
         raise UsageError(
             f"constructor {constructor!r} returned {type(model).__name__}, not a torch.nn.Module."
         )
-    return model
+    return remove(model)
 
 
 def instantiate(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
