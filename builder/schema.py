@@ -185,6 +185,13 @@ LAYERS = Table(
         *_LAYER_KEY,
         _WEIGHTS,
         *LAYER_GRAPH,
+        Column(
+            "reparametrized",
+            _LABEL,
+            "weight_norm, spectral_norm or pruning where the checkpoint holds what the weight is "
+            "computed from, and the weight was computed from it; null where it holds the weight.",
+            True,
+        ),
         Column("layer_linf", pa.float64(), "Largest |weight| of the layer.", True),
         Column("n_sparse", pa.int64(), "Filters with max |w| <= layer_linf / 100.", True),
         Column("sparsity", pa.float64(), "n_sparse / n_filters, 0 to 1.", True),

@@ -26,7 +26,7 @@ from torch import nn
 from builder.errors import BuilderError
 from builder.sources import unpickle
 from builder.sources.checkpoint import Checkpoint, read_checkpoint
-from builder.sources.unpickle import Malformed
+from builder.sources.stored import Malformed
 
 WEIGHTS = OrderedDict(
     weight=torch.arange(54, dtype=torch.float32).reshape(2, 3, 3, 3),
@@ -319,10 +319,10 @@ def test_gadgets_that_only_pass_on_are_inert(tmp_path: Path, function: Any) -> N
     path.write_bytes(raw_call(module, function.__name__, "system"))
     with pytest.raises(BuilderError):
         read_checkpoint(path)
-    if function is not setattr:
-        data = raw_call(module, function.__name__, "system")
-        found = unpickle.load(data, "x", lambda pid: pid)
-        assert type(found).__mro__[1] is unpickle._Inert
+    data = raw_call(module, function.__name__, "system")
+    found, _ = unpickle.load(data, "x", lambda pid: pid)
+    # What getattr yields may be used as a class.
+    assert (found if function is getattr else type(found)).__mro__[1] is unpickle.Inert
 
 
 def test_nothing_a_pickle_reaches_can_be_altered_by_it() -> None:
@@ -350,8 +350,8 @@ def test_nothing_a_pickle_reaches_can_be_altered_by_it() -> None:
         (b"\x80\x02]r\xff\xff\xff\x7f.", "memo"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "damaged or truncated"),
         (b"\x80\x05\x97.", "damaged"),
-        (b"\x80\x02" + b"]" * (unpickle.MAX_OPCODES + 1) + b".", "more than 2,000,000"),
-        (b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.", "more than 50,000 tuples"),
+        (b"\x80\x02" + b"]" * (unpickle.MAX_OPCODES + 1) + b".", "more than 4,000,000"),
+        (b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.", "nests more than 100 tuples"),
         (b"\x80\x02K\x01K\x02R.", "damaged"),
         (b"\x80\x02Qabc.", "damaged"),
         (b"", "damaged or truncated"),
@@ -511,18 +511,6 @@ def test_a_zip_that_is_none_of_torchs_is_named(tmp_path: Path) -> None:
         z.writestr("photo.jpg", b"x")
     with pytest.raises(BuilderError, match=r"none of torch's \(it holds photo.jpg\)"):
         read_checkpoint(path)
-
-
-def test_a_zip_that_was_packed_again_is_named(tmp_path: Path) -> None:
-    source = save({"w": torch.zeros(1000)}, tmp_path / "w.pt")
-    with (
-        zipfile.ZipFile(source) as z,
-        zipfile.ZipFile(tmp_path / "again.pt", "w", zipfile.ZIP_DEFLATED) as again,
-    ):
-        for name in z.namelist():
-            again.writestr(name, z.read(name))
-    with pytest.raises(BuilderError, match="packed again"):
-        read_checkpoint(tmp_path / "again.pt")
 
 
 def test_a_torchscript_program_is_named(tmp_path: Path) -> None:

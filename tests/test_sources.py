@@ -176,7 +176,7 @@ def test_a_prefix_that_the_model_has_and_the_file_has_not_is_added(tmp_path: Pat
 
 def test_two_equal_candidates_are_not_guessed_between(tmp_path: Path) -> None:
     model = saved(tmp_path, {"first": random_state(Tiny(), 1), "second": random_state(Tiny(), 2)})
-    with pytest.raises(BuilderError, match="fit equally well, under 'first' and 'second'"):
+    with pytest.raises(BuilderError, match="fit equally well: #first, #second"):
         load(model, tmp_path)
 
 

@@ -285,6 +285,7 @@ def build_model(
                         "layer": layer.conv.layer,
                         "weights": view,
                         **layer_graph(layer.conv),
+                        "reparametrized": layer.reparametrized,
                         **{k: _plain(v) for k, v in metrics.items()},
                     }
                 )

@@ -22,14 +22,17 @@ from builder.measure.own import (
 from builder.measure.recognise import Recognised, recognise
 from builder.network.plan import construct_on_meta, plan_network
 from builder.sources import fetch as sources
+from builder.sources.addresses import split_inside
 from builder.sources.checkpoint import Checkpoint, read_checkpoint
-from builder.sources.state import state_dicts
+from builder.sources.readings import StateDict, named, plain_key, top_ranked
+from builder.sources.reparametrized import Computed, computed_weights
+from builder.sources.state import FittedState
+from builder.sources.stored import StoredTensor, Unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from builder.progress import Report
-    from builder.sources.unpickle import StoredTensor
 
 
 def measure(
@@ -112,7 +115,9 @@ def measure_checkpoint(
                 f"{address} is an ensemble of {len(fetched.files)} files.",
                 hint="name its architecture with --constructor.",
             )
-        state, graph = _recognised(read_checkpoint(fetched.files[0]))
+        state, graph = _recognised(
+            read_checkpoint(fetched.files[0]), split_inside(spec.checkpoint)[1]
+        )
     measured = measure_graph(name, state, graph, dataset, layers, report)
     if not first_layer:
         return measured
@@ -129,62 +134,60 @@ def measure_checkpoint(
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """A state dict in a checkpoint: where it lies, its tensors by key, and what it was met by."""
+class _Network:
+    """The weights of one network in a checkpoint: what a user calls it, its tensors by plain key, and
+    the architecture that these meet."""
 
-    path: tuple[str, ...]
-    tensors: dict[str, StoredTensor]
+    name: str
+    weights: dict[str, StoredTensor | Computed]
     found: Recognised | None
 
 
-def _recognised(checkpoint: Checkpoint) -> tuple[Mapping[str, Tensor], Graph]:
+def _recognised(checkpoint: Checkpoint, inside: str | None) -> tuple[Mapping[str, Tensor], Graph]:
     """The weights of a checkpoint, and the graph of the architecture that their keys meet.
 
     Raises:
         BuilderError: no weights of a convolution, or several sets of them.
     """
-    readings = list(_readings(checkpoint))
-    met = [reading for reading in readings if reading.found] or readings
+    networks: list[_Network] = []
+    for source in top_ranked(named(checkpoint, inside)):
+        for network in _networks(source):
+            if all(network.weights != other.weights for other in networks):
+                networks.append(network)
+    met = [network for network in networks if network.found] or networks
     if not met:
         raise BuilderError(
             f"{checkpoint.name} holds no weights of a 2-d convolution: "
-            "no named tensor has four dimensions.",
+            "no named tensor of numbers has four dimensions.",
             hint="expected the checkpoint of a convolutional network.",
         )
     if len(met) > 1:
-        where = ", ".join(".".join(reading.path) or "the top" for reading in met[:4])
         raise BuilderError(
-            f"{checkpoint.name} holds {len(met)} sets of weights, under {where}.",
-            hint=f"name the one that is meant, e.g. FILE#{'.'.join(met[0].path)}",
+            f"{checkpoint.name} holds {len(met)} networks: {', '.join(n.name for n in met[:4])}.",
+            hint=f"name the one that is meant behind the address, e.g. #{met[0].name}",
         )
-    (reading,) = met
-    prefix = reading.found.prefix if reading.found else ""
-    state = _Stored(checkpoint, {k.removeprefix(prefix): t for k, t in reading.tensors.items()})
-    return state, graph_of(reading.found)
+    (network,) = met
+    prefix = network.found.prefix if network.found else ""
+    state = FittedState(
+        {key.removeprefix(prefix): (checkpoint, w) for key, w in network.weights.items()}
+    )
+    return state, graph_of(network.found)
 
 
-def _readings(checkpoint: Checkpoint) -> Iterator[_Reading]:
-    """Every dictionary of a checkpoint that holds weights of convolutions, each set once."""
-    seen: set[frozenset[int]] = set()
-    for path, tensors in state_dicts(checkpoint.tree):
-        kernels = frozenset(id(t) for t in tensors.values() if len(t.shape) == 4)
-        if kernels and kernels not in seen:
-            seen.add(kernels)
-            yield _Reading(path, tensors, recognise({k: t.shape for k, t in tensors.items()}))
-
-
-class _Stored(Mapping[str, "Tensor"]):
-    """Tensors that stay in their file until asked for."""
-
-    def __init__(self, checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> None:
-        self._checkpoint = checkpoint
-        self._tensors = tensors
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._checkpoint.load(self._tensors[key])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+def _networks(source: StateDict) -> Iterator[_Network]:
+    """The network that a state dict holds, or those below its first names where each is one."""
+    tensors = source.tensors | computed_weights(source.tensors)
+    whole = {plain_key(k): t for k, t in tensors.items() if not isinstance(t, Unreadable)}
+    if not any(len(t.shape) == 4 for t in whole.values()):
+        return
+    found = recognise({key: t.shape for key, t in whole.items()})
+    below: dict[str, dict[str, StoredTensor | Computed]] = {}
+    for key, tensor in whole.items() if found is None else ():
+        first, dot, rest = key.partition(".")
+        below.setdefault(first, {})[rest if dot else key] = tensor
+    parts = [
+        _Network(".".join((*source.path, first)), part, met)
+        for first, part in below.items()
+        if (met := recognise({key: t.shape for key, t in part.items()}))
+    ]
+    yield from parts or [_Network(".".join(source.path) or "the top", whole, found)]

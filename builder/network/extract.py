@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from builder.errors import BuilderError
+from builder.sources.state import FittedState
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +28,14 @@ class Layer:
         conv: where the layer sits.
         weight: (out_channels, in_channels, 3, 3) float32, as trained.
         bn_scale: (out_channels,) float32, the factor of the BatchNorm folded in; None for none.
+        reparametrized: how `weight` was computed (`schema.LAYERS`); None where it was stored.
     """
 
     index: int
     conv: TracedConv
     weight: torch.Tensor
     bn_scale: torch.Tensor | None
+    reparametrized: str | None = None
 
 
 def bn_scale(conv: TracedConv, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -71,4 +74,5 @@ def iter_layers(
             conv,
             weight.to(device).float(),
             None if scale is None else scale.to(device),
+            state.reparametrized.get(conv.weight) if isinstance(state, FittedState) else None,
         )

@@ -7,6 +7,10 @@ hf://ORG/REPO/PATH@REVISION      a file on the Hub (revision: main)
 http://..., https://...          any file
 embedded:PACKAGE/PATH            a file inside an installed package
 a path                           a file, or a folder with exactly one checkpoint
+
+Any of them may end in #NAME: which of several networks inside the file, by the dotted path that
+leads to it or a prefix of its keys (w.pt#student.model). It is part of what is read, not of what is
+fetched.
 """
 
 from __future__ import annotations
@@ -15,14 +19,14 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
 from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
-from builder.sources.checkpoint import SUFFIXES
 from builder.sources.constructors import robustbench_entry, robustbench_name
+from builder.sources.packing import SUFFIXES
 
 DRIVE, ZENODO, HUB = "https://drive.google.com", "https://zenodo.org", "https://huggingface.co"
 
@@ -56,13 +60,29 @@ class Address:
     url: str = ""  # what to show for it
 
 
+def split_inside(checkpoint: str) -> tuple[str, str | None]:
+    """The address of a file, and the name of the network inside it that is meant, if any.
+
+    A path that exists as it is written has no such name, whatever its spelling.
+    """
+    file, mark, inside = checkpoint.rpartition("#")
+    if not (mark and file and inside) or "/" in inside or Path(checkpoint).expanduser().exists():
+        return checkpoint, None
+    return file, inside
+
+
 def resolve(spec: ModelSpec) -> Address:
-    """Parse the address of a model's checkpoint; no network, no look at local files.
+    """Parse the address of a model's checkpoint; no network, no look into local files.
 
     Raises:
         UsageError: no such form, or an unknown RobustBench model.
     """
-    text = spec.checkpoint
+    text, inside = split_inside(spec.checkpoint)
+    address = _parse(spec, text)
+    return replace(address, url=f"{address.url}#{inside}") if inside else address
+
+
+def _parse(spec: ModelSpec, text: str) -> Address:
     kind, colon, rest = text.partition(":")
     if colon and kind in _FORMS:
         return _FORMS[kind](rest)
@@ -89,6 +109,13 @@ def local_file(spec: ModelSpec, address: Address) -> Path:
         raise UsageError(
             f"{spec.model_id}: there is no checkpoint {path}.",
             hint="expected a file, or a folder with exactly one checkpoint.",
+        )
+    if shards := sorted(p.name for p in path.glob("*.index.json")):
+        raise UsageError(
+            f"{spec.model_id}: {path} holds a checkpoint in several files (shards, listed in "
+            f"{shards[0]}); expected one file.",
+            hint="load all its parts, join their dictionaries, and save that as one safetensors "
+            "file.",
         )
     found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
     if len(found) != 1:

@@ -1,47 +1,38 @@
 """A checkpoint file of any format, as a tree of dictionaries whose leaves describe tensors.
 
-Nothing is executed and nothing unpacked: the pickle is read by unpickle.py, an archive's
-member is read where it lies inside the archive, and a tensor's numbers are mapped from the file
-when they are asked for. So a path inside an archive can lead nowhere, and a large checkpoint is
-never in memory twice.
+Nothing is executed: the pickle is read by unpickle.py, an archive's member is read where it lies
+inside the archive or unpacked without a name (packing.py), and a tensor's numbers are mapped from
+the file when they are asked for. So a large checkpoint is never in memory twice.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import mmap
-import tarfile
-import tempfile
-import zlib
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from builder.errors import BuilderError
 from builder.sources.digests import WrongContent
+from builder.sources.foreign import refuse_foreign
 from builder.sources.formats import (
     MAX_HEADER_BYTES,
     Extents,
-    Window,
+    damaged_entry,
     read_legacy,
     read_safetensors,
     read_zip,
     stored_tensors,
 )
-from builder.sources.unpickle import Malformed, StoredTensor
+from builder.sources.packing import Span, unpacked
+from builder.sources.stored import Malformed, StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin")
-"""How a checkpoint's file name may end (content decides what it is)."""
-MAX_FILE_BYTES = 16 << 30
-_MAX_MEMBERS = 10_000
 _EXPECTED = (
-    "expected weights as torch.save writes them (zip or legacy format), safetensors, or a tar "
+    "expected weights as torch.save writes them (zip or legacy format), safetensors, or an archive "
     "that holds one such file"
 )
+_ZIP = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -55,13 +46,14 @@ class Checkpoint:
 
     name: str
     tree: Any
-    _memory: mmap.mmap = field(repr=False)
+    _span: Span = field(repr=False)
     _extents: Extents = field(repr=False)
 
     def load(self, stored: StoredTensor) -> Tensor:
         """The tensor itself, element type and shape as stored; mapped, not copied, where aligned.
 
-        The mapping is private: writing to the tensor never changes the file.
+        Elements of one byte (float8) come as float32, which holds each of them exactly. The
+        mapping is private: writing to the tensor never changes the file.
         """
         import torch
 
@@ -69,11 +61,19 @@ class Checkpoint:
         if not stored.numel:
             return torch.empty(stored.shape, dtype=stored.dtype)
         begin = self._extents[storage.key][0] + storage.skip * width
-        raw: Any = self._memory
+        raw: Any = self._span.memory
         if begin % width:  # the legacy format aligns nothing
             raw, begin = bytearray(memoryview(raw)[begin : begin + storage.numel * width]), 0
         flat = torch.frombuffer(raw, dtype=stored.dtype, count=storage.numel, offset=begin)
-        return flat.as_strided(stored.shape, stored.stride, stored.offset)
+        if width == 1 and stored.dtype.is_floating_point:
+            flat = flat.float()
+        tensor = flat.as_strided(stored.shape, stored.stride, stored.offset)
+        return tensor.contiguous() if stored.repeats else tensor
+
+    def damaged_entry(self) -> str | None:
+        """The first part of the file whose bytes do not meet its checksum (a flipped bit); None
+        where all do, and for formats without checksums. Reads the whole file."""
+        return damaged_entry(self._span) if self._span.head(4) == _ZIP else None
 
 
 def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
@@ -88,110 +88,31 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
     """
     name = name or str(path)
     try:
-        memory = _map(path)
-        end = len(memory)
-        if memory[257:262] == b"ustar":
-            member, start, end = _tar_member(memory)
-            name = f"{name}: {member}"
-        else:
-            start = 0
-        tree, extents = _read(memory, start, end, name)
+        span = unpacked(path, name)
+        name = span.name
+        tree, extents = _read(span)
     except Malformed as e:
         raise WrongContent(
             f"{name} is no usable checkpoint: {e}; {_EXPECTED}.",
-            hint="if it was downloaded, delete it and fetch it again.",
+            hint=e.hint or "if it was downloaded, delete it and fetch it again.",
         ) from None
-    return Checkpoint(name, tree, memory, extents)
+    return Checkpoint(name, tree, span, extents)
 
 
-def _map(path: Path) -> mmap.mmap:
-    """A file's content, or what it unpacks to if it is gzipped, as private memory."""
-    try:
-        with path.open("rb") as f:
-            size = path.stat().st_size
-            if not size:
-                raise Malformed("it is empty")
-            if size > MAX_FILE_BYTES:
-                raise Malformed(f"it has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-            source = _gunzip(f) if f.read(2) == b"\x1f\x8b" else f
-            # Copy on write: torch wants writable memory, and the file must stay as it is.
-            return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
-    except IsADirectoryError:
-        raise BuilderError(f"{path} is a folder; expected a checkpoint file.") from None
-    except OSError as e:
-        raise BuilderError(f"cannot read the checkpoint {path}: {e.strerror or e}.") from None
-
-
-def _gunzip(f: IO[bytes]) -> IO[bytes]:
-    """The content of a gzip file in an unnamed temporary file."""
-    f.seek(0)
-    out = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as its mapping)
-    written = 0
-    try:
-        with gzip.open(f) as packed:
-            while block := packed.read(1 << 20):
-                written += out.write(block)
-                if written > MAX_FILE_BYTES:
-                    raise Malformed(f"it unpacks to more than {MAX_FILE_BYTES:,} bytes")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise Malformed(f"its gzip stream is damaged or truncated ({e})") from None
-    if not written:
-        raise Malformed("it unpacks to nothing")
-    out.flush()
-    return out
-
-
-def _read(memory: mmap.mmap, start: int, end: int, name: str) -> tuple[Any, Extents]:
+def _read(span: Span) -> tuple[Any, Extents]:
     """Recognise the format by content, read it, check that all tensors lie inside the file."""
-    head = memory[start : min(end, start + 1024)]
+    head = span.head(9)
     if not head:
         raise Malformed("it is empty")
-    if head.startswith(b"PK\x03\x04"):
-        tree, extents = read_zip(memory, start, end, name)
+    if head.startswith(_ZIP):
+        tree, extents = read_zip(span)
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
-        tree, extents = read_safetensors(memory, start, end)
-    elif head.lstrip().startswith(b"<"):
-        raise Malformed("it is a web page (most likely a server's refusal, saved in its place)")
+        tree, extents = read_safetensors(span)
     else:
-        tree, extents = read_legacy(memory, start, end, name)
+        refuse_foreign(span)
+        tree, extents = read_legacy(span)
     for t in stored_tensors(tree):
         begin, stop = extents.get(t.storage.key, (0, -1))
         if begin + (t.storage.skip + t.storage.numel) * t.dtype.itemsize > stop:
             raise Malformed(f"the data of storage {t.storage.key!r} are missing or too short")
     return tree, extents
-
-
-def _tar_member(memory: mmap.mmap) -> tuple[str, int, int]:
-    """The one checkpoint inside a tar: its name, and where its bytes begin and end."""
-    found: list[tarfile.TarInfo] = []
-    try:
-        window = io.BufferedReader(Window(memory, 0, len(memory)))
-        with tarfile.open(fileobj=window, mode="r:") as tar:
-            for i, member in enumerate(tar):
-                _check_member(member, i)
-                if member.isreg() and member.name.lower().endswith(SUFFIXES):
-                    found.append(member)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as e:
-        raise Malformed(f"it is a damaged or truncated tar file ({e})") from None
-    if len(found) != 1:
-        names = ", ".join(repr(m.name) for m in found[:5]) or "none"
-        raise Malformed(f"it is a tar file with {len(found)} checkpoints ({names}), not one")
-    (member,) = found
-    end = member.offset_data + member.size
-    if member.issparse() or end > len(memory):
-        raise Malformed(f"it is a truncated tar file: {member.name!r} is not all there")
-    return member.name, member.offset_data, end
-
-
-def _check_member(member: tarfile.TarInfo, index: int) -> None:
-    """Refuse what no archive of weights holds. Nothing is unpacked, but somebody tried."""
-    path = PurePosixPath(member.name.replace("\\", "/"))
-    if index >= _MAX_MEMBERS:
-        raise Malformed(f"it is a tar file with more than {_MAX_MEMBERS:,} members")
-    if path.is_absolute() or ".." in path.parts:
-        wrong = "points outside its folder"
-    elif not (member.isreg() or member.isdir()):
-        wrong = "is a link or a device"
-    else:
-        return
-    raise Malformed(f"refused, its tar member {member.name!r} {wrong} (nothing was unpacked)")

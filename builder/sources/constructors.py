@@ -13,6 +13,7 @@ from builder.cohort.registry import IMAGE_SIZE, ModelSpec
 from builder.errors import UsageError
 from builder.sources.compat import import_robustbench, import_torchvision, prepare_imports
 from builder.sources.guest import blamed, guest
+from builder.sources.reparametrized import remove
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +27,8 @@ _FORMS = (
 def construct(constructor: str) -> nn.Module:
     """The network a constructor names, with whatever initial weights it gives it.
 
-    Nothing is downloaded.
+    Nothing is downloaded. Layers under weight_norm, spectral_norm or pruning come without: their
+    weight is a plain parameter.
 
     Raises:
         UsageError: unknown form or name, or what it names cannot be called or makes no network.
@@ -82,7 +84,7 @@ def _call(constructor: str, make: Callable[[], Any]) -> nn.Module:
             "(a lazy layer).",
             hint="give the layer its input channels, or run the network once in the constructor.",
         )
-    return model
+    return remove(model)
 
 
 def instantiate(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +13,15 @@ from builder.errors import NetworkError, UsageError
 from builder.files import file_sha256
 from builder.progress import Report
 from builder.sources import digests
-from builder.sources.addresses import Address, Remote, local_file, resolve
-from builder.sources.checkpoint import SUFFIXES, read_checkpoint
+from builder.sources.addresses import Address, Remote, local_file, resolve, split_inside
+from builder.sources.checkpoint import read_checkpoint
 from builder.sources.constructors import construct, instantiate
 from builder.sources.download import download
-from builder.sources.state import fit_state
+from builder.sources.packing import SUFFIXES
+from builder.sources.state import FittedState, fit_state
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 __all__ = [
     "Fetched",
@@ -96,6 +97,7 @@ def fetch(
     address = resolve(spec)
     if address.local:
         path = local_file(spec, address)
+        read_checkpoint(path)  # what is none is told at once, not after a digest of all its bytes
         return Fetched((path,), (address.url,), file_sha256(path), path.stat().st_size)
     by_hand = _by_hand(spec, address, checkpoints) if checkpoints is not None else []
     if by_hand:
@@ -119,18 +121,20 @@ def fetch(
     return _fetched(address, files, checked, cached=True)
 
 
-def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> Mapping[str, Tensor]:
+def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> FittedState:
     """The weights for `model` (on any device, meta included) out of the fetched files.
 
     Keys and order are those of `model.state_dict()`, shared tensors under each of their names;
-    element types as stored; numbers are read from the file when asked for. Keys on which no
-    filter depends may be absent and keep the constructor's value: see `state.fit_state`.
+    element types as stored (float8 as float32); numbers are read from the file when asked for.
+    Keys on which no filter depends may be absent and keep the constructor's value: see
+    `state.fit_state`.
 
     Raises:
         BuilderError: an unusable or malicious file, or one of another architecture.
     """
     what = f"{spec.model_id} ({spec.architecture}, {spec.constructor})"
-    return fit_state([read_checkpoint(path) for path in fetched.files], model, what)
+    _, inside = split_inside(spec.checkpoint)
+    return fit_state([read_checkpoint(path) for path in fetched.files], model, what, inside)
 
 
 def discard(fetched: Fetched) -> None:

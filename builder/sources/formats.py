@@ -6,17 +6,17 @@ mapped file (start, end). They copy no numbers and call nothing of torch.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import mmap
 import struct
-import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from builder.sources import unpickle
-from builder.sources.unpickle import Malformed, Storage, StoredTensor
+from builder.sources.foreign import of_zip, refuse_unknown
+from builder.sources.packing import Span, zip_entries, zip_extent
+from builder.sources.stored import Malformed, Storage, StoredTensor, Unreadable
 
 Extents = dict[str, tuple[int, int]]
 """Storage key -> first byte and end of its data in the mapped file."""
@@ -35,34 +35,14 @@ _SAFETENSORS = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "C64": "complex64",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
 }
-
-
-class Window(io.RawIOBase):
-    """Part of a mapped file as a file of its own, for zipfile and tarfile."""
-
-    def __init__(self, memory: mmap.mmap, start: int, end: int) -> None:
-        self._memory, self._start, self._size, self._at = memory, start, end - start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + (0, self._at, self._size)[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        n = max(0, min(len(buffer), self._size - self._at))
-        begin = self._start + self._at
-        buffer[:n] = self._memory[begin : begin + n]
-        self._at += n
-        return n
 
 
 def stored_tensors(tree: Any) -> Iterator[StoredTensor]:
@@ -75,47 +55,46 @@ def stored_tensors(tree: Any) -> Iterator[StoredTensor]:
             yield node
         elif isinstance(node, dict | list | tuple) and id(node) not in seen:
             seen.add(id(node))
-            todo += node.values() if isinstance(node, dict) else node
+            # Not node.values(): a pickle may have hidden it behind an attribute.
+            todo += dict.values(node) if isinstance(node, dict) else node
 
 
-def read_zip(memory: mmap.mmap, start: int, end: int, name: str) -> tuple[Any, Extents]:
+def read_zip(span: Span) -> tuple[Any, Extents]:
     """torch's zip format: {folder}/data.pkl beside one uncompressed entry per storage."""
-    try:
-        with zipfile.ZipFile(io.BufferedReader(Window(memory, start, end))) as z:
-            entries = {i.filename: i for i in z.infolist()}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as e:
-        raise Malformed(f"it is a damaged or truncated zip file ({e})") from None
+    entries = zip_entries(span)
     folders = [n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")]
     if len(folders) != 1:
-        found = ", ".join(sorted(entries)[:3]) or "nothing"
-        raise Malformed(f"it is a zip file, but none of torch's (it holds {found})")
+        raise of_zip(sorted(entries))
     folder = folders[0]
     if f"{folder}constants.pkl" in entries:
-        raise Malformed("it is a TorchScript program, not weights")
-
-    def extent(entry: zipfile.ZipInfo) -> tuple[int, int]:
-        """An entry's bytes; they begin behind a local header of variable length."""
-        header = start + entry.header_offset
-        fixed = memory[header : header + 30]
-        if entry.compress_type != zipfile.ZIP_STORED or fixed[:4] != b"PK\x03\x04":
-            raise Malformed("it was packed again: its entries are compressed, or damaged")
-        name_length, extra_length = struct.unpack("<HH", fixed[26:30])
-        begin = header + 30 + int(name_length) + int(extra_length)
-        if begin + entry.file_size > end:
-            raise Malformed("it is truncated: an entry lies beyond its end")
-        return begin, begin + entry.file_size
-
+        raise Malformed(
+            "it is a TorchScript program, not weights",
+            "save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), ...).",
+        )
     if (order := entries.get(f"{folder}byteorder")) is not None:
-        begin, stop = extent(order)
-        if memory[begin : min(stop, begin + 8)] != b"little":
+        begin, stop = zip_extent(span, order)
+        if span.memory[begin : min(stop, begin + 8)] != b"little":
             raise Malformed("its numbers are big-endian")
-    tree, _ = _load_pickle(memory, *extent(entries[f"{folder}data.pkl"]), name, _storage)
+    pickled = Span(span.memory, *zip_extent(span, entries[f"{folder}data.pkl"]), span.name)
+    tree, _ = _load_pickle(pickled, pickled.start, _storage)
     prefix = f"{folder}data/"
     data = {n.removeprefix(prefix): i for n, i in entries.items() if n.startswith(prefix)}
-    return tree, {key: extent(entry) for key, entry in data.items()}
+    return tree, {key: zip_extent(span, entry) for key, entry in data.items()}
 
 
-def read_legacy(memory: mmap.mmap, start: int, end: int, name: str) -> tuple[Any, Extents]:
+def damaged_entry(span: Span) -> str | None:
+    """The first entry of a zip file whose bytes do not meet its checksum; None where all do.
+
+    Where torch was told to write no checksums they are 0, and say nothing.
+    """
+    for name, entry in zip_entries(span).items():
+        begin, stop = zip_extent(span, entry)
+        if entry.CRC and zlib.crc32(memoryview(span.memory)[begin:stop]) != entry.CRC:
+            return name
+    return None
+
+
+def read_legacy(span: Span) -> tuple[Any, Extents]:
     """torch's format before 1.6: five pickles (magic number, protocol, system, object, storage
     keys), then per key an int64 count and the elements."""
     widths: dict[str, int] = {}
@@ -127,58 +106,60 @@ def read_legacy(memory: mmap.mmap, start: int, end: int, name: str) -> tuple[Any
         return stored
 
     try:
-        magic, at = _load_pickle(memory, start, end, name, storage)
+        magic, at = _load_pickle(span, span.start, storage)
     except Malformed as e:
-        first = memory[start : min(end, start + 8)]
-        raise Malformed(f"it begins with {first!r}, as no known format does ({e})") from None
+        refuse_unknown(span, str(e))
     if magic != _MAGIC:
         raise Malformed("it is a pickle, but not one that torch.save writes")
-    protocol, at = _load_pickle(memory, at, end, name, storage)
-    system, at = _load_pickle(memory, at, end, name, storage)
+    protocol, at = _load_pickle(span, at, storage)
+    system, at = _load_pickle(span, at, storage)
     if protocol != _PROTOCOL or not isinstance(system, dict):
         raise Malformed(f"its legacy format has version {protocol!r}, not {_PROTOCOL}")
     if not system.get("little_endian", True):
         raise Malformed("its numbers are big-endian")
-    tree, at = _load_pickle(memory, at, end, name, storage)
-    keys, at = _load_pickle(memory, at, end, name, storage)
+    tree, at = _load_pickle(span, at, storage)
+    keys, at = _load_pickle(span, at, storage)
     if not isinstance(keys, list):
         raise Malformed("its list of storages is missing")
     extents: Extents = {}
     for key in map(str, keys):
-        if at + 8 > end:
+        if at + 8 > span.end:
             raise Malformed(f"it is truncated: {len(keys) - len(extents)} storages are missing")
-        (count,) = struct.unpack("<q", memory[at : at + 8])
+        (count,) = struct.unpack("<q", span.memory[at : at + 8])
         if count < 0 or key not in widths:
             raise Malformed(f"storage {key!r} is of no tensor, or has no size")
         extents[key] = (at + 8, at + 8 + count * widths[key])
         at = extents[key][1]
-        if at > end:
-            raise Malformed(f"it is truncated: at least {at - end:,} bytes are missing")
+        if at > span.end:
+            raise Malformed(f"it is truncated: at least {at - span.end:,} bytes are missing")
     return tree, extents
 
 
-def read_safetensors(memory: mmap.mmap, start: int, end: int) -> tuple[Any, Extents]:
+def read_safetensors(span: Span) -> tuple[Any, Extents]:
     """safetensors: length of a JSON header, the header, the data."""
     import torch
 
-    data = start + 8 + int.from_bytes(memory[start : start + 8], "little")
-    tree: dict[str, StoredTensor] = {}
+    data = span.start + 8 + int.from_bytes(span.head(8), "little")
+    tree: dict[str, StoredTensor | Unreadable] = {}
     extents: Extents = {}
     try:
-        header = json.loads(memory[start + 8 : min(end, data)])
+        header = json.loads(span.memory[span.start + 8 : min(span.end, data)])
         header.pop("__metadata__", None)
         for key, entry in header.items():
-            dtype = getattr(torch, _SAFETENSORS[entry["dtype"]])
             shape = tuple(map(int, entry["shape"]))
             begin, stop = map(int, entry["data_offsets"])
+            if data + stop > span.end:
+                raise Malformed(f"it is truncated: {data + stop - span.end:,} bytes are missing")
+            dtype = getattr(torch, _SAFETENSORS.get(entry["dtype"], ""), None)
+            if dtype is None:
+                tree[key] = Unreadable(f"a tensor of the element type {entry['dtype']}")
+                continue
             numel = math.prod(shape)
             if not 0 <= begin <= stop or stop - begin != numel * dtype.itemsize:
                 raise Malformed(f"tensor {key!r} has a shape that its bytes do not fill")
             stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
             tree[key] = StoredTensor(Storage(key, dtype, numel), dtype, 0, shape, stride)
             extents[key] = (data + begin, data + stop)
-            if data + stop > end:
-                raise Malformed(f"it is truncated: {data + stop - end:,} bytes are missing")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise Malformed(
             f"its safetensors header is damaged or truncated ({type(e).__name__}: {e})"
@@ -187,12 +168,12 @@ def read_safetensors(memory: mmap.mmap, start: int, end: int) -> tuple[Any, Exte
 
 
 def _load_pickle(
-    memory: mmap.mmap, start: int, end: int, name: str, storage: Callable[[tuple[Any, ...]], Any]
+    span: Span, start: int, storage: Callable[[tuple[Any, ...]], Any]
 ) -> tuple[Any, int]:
     """One pickle out of the file, and where it ends."""
-    window = memory[start : min(end, start + unpickle.MAX_BYTES)]
-    length = unpickle.scan(window)
-    return unpickle.load(window[:length], name, storage), start + length
+    window = span.memory[start : min(span.end, start + unpickle.MAX_BYTES)]
+    value, length = unpickle.load(window, span.name, storage)
+    return value, start + length
 
 
 def _storage(pid: tuple[Any, ...]) -> Any:
@@ -206,6 +187,8 @@ def _storage(pid: tuple[Any, ...]) -> Any:
     if kind != "storage" or len(rest) not in (4, 5):
         raise Malformed("it has a persistent id of a kind torch never writes")
     dtype, key, _device, numel = rest[:4]
+    if isinstance(dtype, type) and issubclass(dtype, unpickle.Inert):
+        return Unreadable(f"a tensor of {dtype.__name__}, which this torch does not know")
     if not isinstance(dtype, torch.dtype) or type(numel) is not int or numel < 0:
         raise Malformed("it has a storage without element type or size")
     view = rest[4] if len(rest) == 5 else None

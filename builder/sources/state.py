@@ -1,34 +1,44 @@
 """Fit the tensors of a checkpoint to the keys a model expects, strictly where filters depend on it.
 
-Checkpoints wrap their weights (`state_dict`, `last`, ...) and prefix their keys (`module.`,
-`model.`, ...) in many ways. No list of models says which: of all wrappers and prefixes that the
-file itself offers, those are taken that meet the model's keys and shapes best.
+readings.py finds the tensors; here is what is right about them, and wrong.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from builder.errors import BuilderError
+from builder.errors import BuilderError, UsageError
 from builder.sources.checkpoint import Checkpoint
-from builder.sources.unpickle import StoredTensor
+from builder.sources.readings import (
+    Reading,
+    Shape,
+    Wanted,
+    Weight,
+    named,
+    plain_key,
+    preferred,
+    read,
+    readings,
+)
+from builder.sources.reparametrized import Computed
+from builder.sources.stored import Leaf, StoredTensor, Unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last")
-"""Where equally fitting weights lie in several places, these win over other names, in this order
-(so `last` wins over `best`, and a model over its moving average, as RobustBench loads them)."""
-
-_MAX_DEPTH = 4
-_MAX_NODES = 10_000
 _SHOWN = 4
 _COUNTER = "num_batches_tracked"  # not used in evaluation; old checkpoints lack it
+_FLOATS = frozenset(
+    f"torch.{name}"
+    for name in (
+        *("float64", "float32", "float16", "bfloat16"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    )
+)
 
-Shape = tuple[int, ...]
+Found = dict[str, tuple[Checkpoint, Weight]]
 
 
 @dataclass(frozen=True)
@@ -37,52 +47,47 @@ class _Expected:
 
     shapes: dict[str, Shape]
     aliases: dict[str, int]  # key -> identity of its tensor; equal for shared tensors
-    parameters: frozenset[str]
-    core: frozenset[str]  # module paths of convolutions and BatchNorms
+    floating: frozenset[str]
+    needed: frozenset[str]  # parameters, and all of convolutions and BatchNorms but counters
+    core: frozenset[str]  # module paths of convolutions and BatchNorms, in plain
 
     def touches_core(self, key: str) -> bool:
-        return key.rpartition(".")[0] in self.core
+        return plain_key(key).rpartition(".")[0] in self.core
 
 
-@dataclass(frozen=True)
-class _Match:
-    """One reading of a checkpoint: weights at `path`, keys with `strip` replaced by `add`."""
+class FittedState(Mapping[str, "Tensor"]):
+    """Weights that stay in their files until asked for, and are then not kept.
 
-    path: tuple[str, ...]
-    tensors: Mapping[str, StoredTensor]
-    strip: str
-    add: str
-    score: tuple[int, int]  # expected keys met with equal shape; expected keys met
+    Attributes:
+        reparametrized: of the weights that the file holds in parts, key -> `weight_norm`,
+            `spectral_norm` or `pruning`.
+    """
 
-    def renamed(self) -> Iterator[tuple[str, StoredTensor]]:
-        for key, tensor in self.tensors.items():
-            yield _rename(key, self.strip, self.add), tensor
-
-
-class _LazyState(Mapping[str, "Tensor"]):
-    """Weights that stay in their files until asked for."""
-
-    def __init__(self, stored: Mapping[str, tuple[Checkpoint, StoredTensor]]) -> None:
-        self._stored = stored
+    def __init__(self, found: Mapping[str, tuple[Checkpoint, StoredTensor | Computed]]) -> None:
+        self._found = found
+        self.reparametrized = {
+            k: weight.kind for k, (_, weight) in found.items() if isinstance(weight, Computed)
+        }
 
     def __getitem__(self, key: str) -> Tensor:
-        checkpoint, tensor = self._stored[key]
-        return checkpoint.load(tensor)
+        tensor: Tensor = read(*self._found[key])
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._found)
 
 
 def fit_state(
-    checkpoints: Sequence[Checkpoint], model: nn.Module, what: str
-) -> Mapping[str, Tensor]:
+    checkpoints: Sequence[Checkpoint], model: nn.Module, what: str, inside: str | None = None
+) -> FittedState:
     """Tensors for the keys of `model.state_dict()`, in its order; shapes are the model's.
 
     A tensor is read when it is asked for, and not kept: whoever goes through the layers one by
-    one never has more than a layer in memory.
+    one never has more than a layer in memory. Element types are as stored, save float8, which
+    comes as float32 (exact).
 
     Keys of shared tensors are all filled when one is there. Keys that filters do not depend on
     may be absent from the result, and keep the value the constructor gave them: BatchNorm's
@@ -93,26 +98,53 @@ def fit_state(
         checkpoints: the files of the model; several for an ensemble, in the order of its members.
         model: the architecture, on any device (meta included).
         what: the model's name for messages.
+        inside: which of several networks in each file, by a dotted path or prefix of its keys.
 
     Raises:
         BuilderError: a key that is missing or too much and touches a convolution or BatchNorm, a
-            missing parameter, a different shape, or several readings that fit equally well.
+            missing parameter, a different shape, weights that are no floating-point numbers, or
+            several networks that fit.
     """
     expected = _expected(model)
-    found: dict[str, tuple[Checkpoint, StoredTensor]] = {}
-    surplus: list[tuple[str, Checkpoint, StoredTensor]] = []
+    found: Found = {}
+    surplus: list[tuple[str, Checkpoint, Leaf]] = []
+    read_as: list[tuple[Checkpoint, list[Reading]]] = []
     for checkpoint in checkpoints:
-        match = _best_match(checkpoint, expected, found)
-        for key, tensor in match.renamed():
-            if key not in expected.shapes:
-                surplus.append((key, checkpoint, tensor))
-            elif key not in found and not (
-                key.endswith(_COUNTER) and tensor.shape != expected.shapes[key]
-            ):
-                found[key] = (checkpoint, tensor)
+        missing = expected.shapes.keys() - found.keys()
+        wanted = Wanted(
+            {k: s for k, s in expected.shapes.items() if k in missing},
+            {k: i for k, i in expected.aliases.items() if k in missing & expected.needed},
+        )
+        best, *others = preferred(readings(named(checkpoint, inside), wanted))
+        read_as.append((checkpoint, [best, *others]))
+        for key, weight in best.weights.items():
+            if not (key.endswith(_COUNTER) and _shape(weight) != expected.shapes[key]):
+                found[key] = (checkpoint, weight)
+        surplus += ((k, checkpoint, t) for k, t in best.rest.items())
         _fill_aliases(found, expected)
-    _check(expected, found, surplus, f"{', '.join(c.name for c in checkpoints)}", what)
-    return _LazyState({k: found[k] for k in expected.shapes if k in found})
+    files = ", ".join(c.name for c in checkpoints)
+    fitting = _readable(expected, found, files)
+    problems = _problems(expected, fitting)
+    if not problems:
+        for checkpoint, several in read_as:
+            _refuse_several(checkpoint, several, expected.aliases)
+    unexpected = dict(_harmful(expected, fitting, surplus))
+    if unexpected:
+        shown = [f"{k} {list(t.shape)}" for k, t in unexpected.items()]
+        problems.insert(
+            1 if problems and "missing" in problems[0] else 0, _said("unexpected", shown)
+        )
+    if problems:
+        beside = [r for _, (r, *_) in read_as if unexpected.keys() <= r.outside]
+        raise BuilderError(
+            f"{files} is a checkpoint of another architecture than {what}. "
+            f"Keys {'; '.join(problems)}.",
+            hint=f"what fits is {beside[0].name!r}: to read that alone, end `checkpoint` in "
+            f"#{beside[0].name}."
+            if unexpected and not problems[1:] and beside
+            else "check the columns `constructor` and `checkpoint` of the cohort's line.",
+        )
+    return FittedState({k: fitting[k] for k in expected.shapes if k in fitting})
 
 
 def _expected(model: nn.Module) -> _Expected:
@@ -120,139 +152,126 @@ def _expected(model: nn.Module) -> _Expected:
 
     tensors = model.state_dict(keep_vars=True)
     kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    core = frozenset(
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, kinds)
+    )
     return _Expected(
         shapes={k: tuple(t.shape) for k, t in tensors.items()},
         aliases={k: id(t) for k, t in tensors.items()},
-        parameters=frozenset(k for k, t in tensors.items() if isinstance(t, nn.Parameter)),
-        core=frozenset(
-            name
-            for name, module in model.named_modules(remove_duplicate=False)
-            if isinstance(module, kinds)
+        floating=frozenset(k for k, t in tensors.items() if t.is_floating_point()),
+        needed=frozenset(
+            k
+            for k, t in tensors.items()
+            if (isinstance(t, nn.Parameter) or k.rpartition(".")[0] in core)
+            and not k.endswith(_COUNTER)
         ),
+        core=frozenset(map(plain_key, core)),
     )
 
 
-def _rename(key: str, strip: str, add: str) -> str:
-    return add + key.removeprefix(strip) if key.startswith(strip) else key
+def _shape(weight: Weight) -> Shape | None:
+    return None if isinstance(weight, Unreadable) else weight.shape
 
 
-def state_dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], dict[str, StoredTensor]]]:
-    """Every dictionary that names tensors, with the keys that lead to it; breadth first."""
-    seen: set[int] = set()
-    level: list[tuple[tuple[str, ...], Any]] = [((), tree)]
-    for _ in range(_MAX_DEPTH):
-        deeper: list[tuple[tuple[str, ...], Any]] = []
-        for path, node in level:
-            if not isinstance(node, dict) or id(node) in seen or len(seen) > _MAX_NODES:
-                continue
-            seen.add(id(node))
-            named = {k: v for k, v in node.items() if isinstance(k, str)}
-            tensors = {k: v for k, v in named.items() if isinstance(v, StoredTensor)}
-            if tensors:
-                yield path, tensors
-            deeper += (((*path, k), v) for k, v in named.items() if isinstance(v, dict))
-        level = deeper
-
-
-def _prefixes(keys: Iterable[str], at_least: float) -> list[str]:
-    """The dotted beginnings that at least so many keys share, in order of appearance; '' first."""
-    counts: Counter[str] = Counter()
-    for key in keys:
-        parts = key.split(".")
-        counts.update(".".join(parts[:i]) + "." for i in range(1, len(parts)))
-    return ["", *(p for p, n in counts.items() if n >= at_least)]
-
-
-def _preference(path: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(WRAPPERS.index(p) if p in WRAPPERS else len(WRAPPERS) for p in path)
-
-
-def _best_match(checkpoint: Checkpoint, expected: _Expected, found: Mapping[str, object]) -> _Match:
-    """The reading that meets most of the keys that no earlier file of the ensemble has met."""
-    open_shapes = {k: s for k, s in expected.shapes.items() if k not in found}
-    matches: list[_Match] = []
-    for path, tensors in state_dicts(checkpoint.tree):
-        quarter = len(tensors) / 4
-        readings = [
-            _Match(path, tensors, strip, add, _score(tensors, strip, add, open_shapes))
-            for strip in _prefixes(tensors, quarter)
-            for add in _prefixes(open_shapes, quarter)
-        ]
-        matches.append(max(readings, key=lambda m: m.score))
-    if not matches:
-        raise BuilderError(
-            f"{checkpoint.name} holds no weights: no dictionary of named tensors was found.",
-            hint="expected a state dict, bare or under a name such as 'state_dict'.",
-        )
-    matches.sort(key=lambda m: _preference(m.path))
-    best = max(matches, key=lambda m: m.score)
-    for other in matches:
-        if (
-            other.score == best.score
-            and other.tensors != best.tensors
-            and best.path
-            and best.path[-1] not in WRAPPERS
-        ):
-            raise BuilderError(
-                f"{checkpoint.name} holds two sets of weights that fit equally well, under "
-                f"{'.'.join(best.path)!r} and {'.'.join(other.path)!r}.",
-                hint=f"save the one that is meant alone, or under {WRAPPERS[0]!r}.",
-            )
-    return best
-
-
-def _score(
-    tensors: Mapping[str, StoredTensor], strip: str, add: str, shapes: Mapping[str, Shape]
-) -> tuple[int, int]:
-    keys = {_rename(k, strip, add): t.shape for k, t in tensors.items()}
-    met = keys.keys() & shapes.keys()
-    return sum(keys[k] == shapes[k] for k in met), len(met)
-
-
-def _fill_aliases(found: dict[str, tuple[Checkpoint, StoredTensor]], expected: _Expected) -> None:
+def _fill_aliases(found: Found, expected: _Expected) -> None:
     by_tensor = {expected.aliases[k]: v for k, v in found.items()}
     for key, tensor in expected.aliases.items():
         if key not in found and tensor in by_tensor:
             found[key] = by_tensor[tensor]
 
 
-def _check(
-    expected: _Expected,
-    found: Mapping[str, tuple[Checkpoint, StoredTensor]],
-    surplus: Sequence[tuple[str, Checkpoint, StoredTensor]],
-    files: str,
-    what: str,
-) -> None:
+def _readable(
+    expected: _Expected, found: Found, files: str
+) -> dict[str, tuple[Checkpoint, StoredTensor | Computed]]:
+    """What was found, without tensors that are not needed and cannot be read.
+
+    Raises:
+        BuilderError: a needed one that is no floating-point tensor.
+    """
+    kept: dict[str, tuple[Checkpoint, StoredTensor | Computed]] = {}
+    for key, (checkpoint, weight) in found.items():
+        if isinstance(weight, Unreadable):
+            wrong = weight.what
+        else:
+            kept[key] = (checkpoint, weight)
+            if key not in expected.floating or str(weight.dtype) in _FLOATS:
+                continue
+            wrong = f"of the element type {str(weight.dtype).removeprefix('torch.')}"
+        if key in expected.needed:
+            raise BuilderError(
+                f"{files}: {key} is {wrong}; expected floating-point numbers.",
+                hint="take the checkpoint from before the network was quantised or otherwise "
+                "converted.",
+            )
+        kept.pop(key, None)  # a buffer that no filter depends on keeps the constructor's value
+    return kept
+
+
+def _problems(
+    expected: _Expected, found: Mapping[str, tuple[Checkpoint, StoredTensor | Computed]]
+) -> list[str]:
     missing = [
         f"{k} {list(s)}"
         for k, s in expected.shapes.items()
-        if k not in found
-        and (k in expected.parameters or expected.touches_core(k))
-        and not k.endswith(_COUNTER)
+        if k not in found and k in expected.needed
     ]
     shapes = [
-        f"{k} (expected {list(expected.shapes[k])}, found {list(t.shape)})"
-        for k, (_, t) in found.items()
-        if t.shape != expected.shapes[k]
+        f"{k} (expected {list(expected.shapes[k])}, found {list(w.shape)})"
+        for k, (_, w) in found.items()
+        if w.shape != expected.shapes[k]
     ]
-    unexpected = [f"{k} {list(t.shape)}" for k, t in _harmful(expected, found, surplus)]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    said = [
-        f"{len(keys)} {kind}: {', '.join(keys[:_SHOWN])}" + (", ..." if keys[_SHOWN:] else "")
-        for kind, keys in kinds
-        if keys
-    ]
-    if said:
-        raise BuilderError(
-            f"{files} is a checkpoint of another architecture than {what}. Keys {'; '.join(said)}.",
-            hint="check the columns `constructor` and `checkpoint` of the cohort's line.",
+    kinds = (("missing", missing), ("of another shape", shapes))
+    return [_said(kind, keys) for kind, keys in kinds if keys]
+
+
+def _said(kind: str, keys: Sequence[str]) -> str:
+    return f"{len(keys)} {kind}: {', '.join(keys[:_SHOWN])}" + (", ..." if keys[_SHOWN:] else "")
+
+
+def _refuse_several(
+    checkpoint: Checkpoint, fitting: Sequence[Reading], aliases: dict[str, int]
+) -> None:
+    """Refuse to guess between readings of different numbers.
+
+    Raises:
+        UsageError: with what the user may call each of them.
+    """
+    distinct: list[Reading] = []
+    for reading in fitting:
+        if not any(_equal(checkpoint, reading, other, aliases) for other in distinct):
+            distinct.append(reading)
+    if len(distinct) > 1:
+        names = [f"#{r.name}" for r in distinct]
+        raise UsageError(
+            f"{checkpoint.name} holds {len(names)} networks that fit equally well: "
+            f"{', '.join(names[: 2 * _SHOWN])}{', ...' if names[2 * _SHOWN :] else ''}.",
+            hint=f"end `checkpoint` in the one that is meant, e.g. FILE{names[0]}.",
         )
+
+
+def _equal(checkpoint: Checkpoint, one: Reading, other: Reading, aliases: dict[str, int]) -> bool:
+    """Whether two readings give a model the same numbers."""
+    import torch
+
+    if list(one.weights.values()) == list(other.weights.values()):
+        return True  # the same part of the file, for one or another member of an ensemble
+    ours, theirs = ({aliases[k]: w for k, w in r.weights.items()} for r in (one, other))
+    both = ours.keys() & theirs.keys()
+
+    def same(a: Weight, b: Weight) -> bool:
+        if a == b or isinstance(a, Unreadable) or isinstance(b, Unreadable):
+            return a == b
+        return a.dtype == b.dtype and torch.equal(read(checkpoint, a), read(checkpoint, b))
+
+    return bool(both) and all(same(ours[i], theirs[i]) for i in both)
 
 
 def _harmful(
     expected: _Expected,
-    found: Mapping[str, tuple[Checkpoint, StoredTensor]],
-    surplus: Sequence[tuple[str, Checkpoint, StoredTensor]],
+    found: Mapping[str, tuple[Checkpoint, StoredTensor | Computed]],
+    surplus: Sequence[tuple[str, Checkpoint, Leaf]],
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Surplus tensors of a convolution or BatchNorm, save copies of tensors the model does use.
 
@@ -263,23 +282,26 @@ def _harmful(
     for key, checkpoint, tensor in surplus:
         module = key.rpartition(".")[0]
         batchnorm = f"{module}.running_mean" in names
+        if isinstance(tensor, Unreadable) or key.endswith(_COUNTER):
+            continue
         convolution = key.endswith("weight") and len(tensor.shape) > 2
         if not (expected.touches_core(key) or convolution or batchnorm):
             continue
-        if key.endswith(_COUNTER) or _is_copy(checkpoint, tensor, found.values()):
-            continue
-        yield key, tensor
+        if not _is_copy(checkpoint, tensor, found.values()):
+            yield key, tensor
 
 
 def _is_copy(
     checkpoint: Checkpoint,
     tensor: StoredTensor,
-    used: Iterable[tuple[Checkpoint, StoredTensor]],
+    used: Iterable[tuple[Checkpoint, StoredTensor | Computed]],
 ) -> bool:
     import torch
 
-    numbers = checkpoint.load(tensor)
     return any(
-        other.shape == tensor.shape and torch.equal(source.load(other), numbers)
+        other.shape == tensor.shape
+        and other.dtype == tensor.dtype
+        and str(tensor.dtype) in _FLOATS
+        and torch.equal(read(source, other), checkpoint.load(tensor))
         for source, other in used
     )

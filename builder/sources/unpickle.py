@@ -1,11 +1,14 @@
 """Read the pickle inside a checkpoint without running anything it names.
 
 A pickle is a small program. Its only door to the outside is looking up globals by name, so this
-module opens the door a crack: OrderedDict, and the handful of torch functions that put a tensor
+module opens the door a crack: dictionaries, and the handful of torch functions that put a tensor
 together, which are replaced by ours. They yield a description of a tensor (`StoredTensor`), not a
 tensor; nothing of torch is ever called. Every other name becomes an inert stub, so that files
 which also carry an optimizer, callbacks or hyperparameters of foreign classes can be read, and
-names whose only use is to run code are refused.
+names whose only use is to run code are refused (refused.py).
+
+The stub of a whole pickled network keeps the parameters, buffers and submodules that its state
+holds: the weights of `torch.save(model)` are read without the class that made them.
 """
 
 from __future__ import annotations
@@ -13,129 +16,61 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from builder.sources.digests import WrongContent
+from builder.sources.refused import runs_code
+from builder.sources.stored import Malformed, Storage, StoredTensor, Unreadable
 
-MAX_BYTES = 32 << 20
-"""Largest pickle that is read; that of a 1 GB checkpoint has about 0.1 MB."""
-MAX_OPCODES = 2_000_000
-"""Most instructions one pickle may hold: bounds its memory to a few hundred MB."""
-MAX_TUPLES = 50_000
-"""Most tuples one pickle may build, about four per tensor. More of them, nested, would overflow
-the C stack when they are hashed."""
-MAX_DIMENSIONS = 16
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Stubs make every unknown name harmless; these are refused all the same, since a file that asks
-# for them is an attack (or broken) and its user should hear of it. Python 2's names included.
-# Not here, for honest files name them: copyreg, functools, operator, types, getattr.
-_REFUSED_ANYWHERE = _words("os posix nt sys subprocess ctypes importlib runpy")
-_REFUSED_MODULES = _words(
-    "posixpath ntpath commands popen2 pty pexpect code codeop imp pkgutil zipimport _ctypes cffi "
-    "multiprocessing concurrent threading _thread thread socket _socket socketserver ssl asyncio "
-    "urllib urllib2 urllib3 http httplib requests ftplib smtplib xmlrpc telnetlib webbrowser "
-    "antigravity shutil tempfile fileinput mmap pickle _pickle cPickle cloudpickle dill joblib "
-    "shelve marshal pdb bdb trace profile cProfile timeit doctest pip ensurepip venv site "
-    "setuptools distutils pydoc sqlite3 tarfile zipfile IPython"
-)
-_REFUSED_BUILTINS = _words(
-    "eval exec execfile compile open file __import__ input raw_input breakpoint exit quit help "
-    "globals locals vars setattr delattr apply reload"
-)
-_REFUSED_NAMES = _words(
-    "torch.load torch.save torch.serialization.load torch.storage._load_from_bytes numpy.load "
-    "numpy.save io.open _io.open io.FileIO _io.FileIO io.open_code codecs.open types.CodeType "
-    "types.FunctionType pandas.read_pickle"
-)
-_REFUSED_PREFIXES = tuple(
-    _words(
-        "torch.hub. torch.package. torch.jit. torch.ops. torch.utils.cpp_extension. "
-        "torch.distributed.rpc. torch._dynamo. torch._inductor. numpy.testing. numpy.f2py. "
-        "numpy.distutils. numpy.ctypeslib."
-    )
-)
-_EXTENSIONS = frozenset({"EXT1", "EXT2", "EXT4"})
-_BUILTINS = ("builtins", "__builtin__")
+MAX_BYTES = 128 << 20
+"""Largest pickle that is read. That of a 1 GB checkpoint has about 0.1 MB, but arrays of NumPy
+beside the weights are part of it."""
+MAX_OPCODES = 4_000_000
+"""Most instructions one pickle may hold: bounds its memory to less than a GB."""
+MAX_DEPTH = 100
+"""Most levels of tuples in tuples (hashing one hashes what is in it: many more would overflow the C
+stack), and of modules in modules."""
+MAX_MODULES = 100_000
+"""Most modules and tensors of one pickled network, each counted as often as it is named."""
 
 
-class Malformed(Exception):
-    """The bytes are no pickle that a checkpoint may hold; the text says why."""
+class _Dict(dict[Any, Any]):
+    """In place of OrderedDict: the attributes that a pickle gives it are dropped, for they could
+    hide its methods."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A flat run of `numel` elements of `dtype`, `skip` elements into the bytes called `key`."""
+class Inert(dict[Any, Any]):
+    """Stands in for an object of a foreign class. Takes any arguments, state and items; keeps
+    items set by key (a foreign dictionary may hold the state dict), and of a module of torch its
+    parameters, buffers and submodules by name; does nothing else.
 
-    key: str
-    dtype: Any  # torch.dtype
-    numel: int
-    skip: int = 0
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise Malformed("it alters a storage")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as a checkpoint describes it; its numbers are still in the file.
-
-    `offset` and `stride` count elements, as in torch. Negative or overlapping layouts, and those
-    that leave the storage, are refused at construction.
+    Attributes:
+        is_module: whether its state is that of a torch.nn.Module.
     """
 
-    storage: Storage
-    dtype: Any  # torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    is_module = False
 
-    def __post_init__(self) -> None:
-        if len(self.shape) != len(self.stride) or len(self.shape) > MAX_DIMENSIONS:
-            raise Malformed("a tensor's shape and stride differ in length, or are too long")
-        numbers = (self.offset, *self.shape, *self.stride)
-        if any(type(n) is not int or n < 0 for n in numbers):
-            raise Malformed("a tensor's shape, stride or offset is no natural number")
-        # Sizes that repeat elements (stride 0) would let a small file ask for any memory.
-        if self.numel > self.storage.numel:
-            raise Malformed("a tensor holds more elements than its storage")
-        last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        if self.numel and self.offset + last >= self.storage.numel:
-            raise Malformed("a tensor reaches beyond its storage")
-
-    @property
-    def numel(self) -> int:
-        product = 1
-        for n in self.shape:
-            product *= n
-        return product
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise Malformed("it alters a tensor")
-
-
-class _Inert(dict[Any, Any]):
-    """Stands in for an object of a foreign class. Takes any arguments, state and items; keeps
-    items set by key (a foreign dictionary may hold the state dict), does nothing else."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         return dict.__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
-        return _Inert()
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        return Inert()
 
     def __setstate__(self, state: object) -> None:
-        pass
+        if isinstance(state, dict) and state.keys() >= {"_parameters", "_buffers", "_modules"}:
+            self.is_module = True
+            for kind in ("_parameters", "_buffers", "_modules"):
+                if isinstance(state[kind], dict):
+                    dict.update(self, state[kind])
 
     def append(self, item: object) -> None:
         pass
@@ -164,17 +99,45 @@ class _Function:
         raise Malformed("it alters a function")
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
+def named_tensors(module: Inert) -> dict[str, Any]:
+    """The state dict of a whole pickled network: dotted names -> StoredTensor or Unreadable.
+
+    Raises:
+        Malformed: more modules than any network has.
+    """
+    found: dict[str, Any] = {}
+    todo: list[tuple[str, Inert]] = [("", module)]
+    while todo:
+        prefix, node = todo.pop(0)
+        inner: list[tuple[str, Inert]] = []
+        for name, value in dict.items(node):
+            if isinstance(value, StoredTensor | Unreadable):
+                found[f"{prefix}{name}"] = value
+            elif isinstance(value, Inert) and value.is_module:
+                inner.append((f"{prefix}{name}.", value))
+        todo = inner + todo  # depth first, as torch orders a state dict
+        if len(found) + len(todo) > MAX_MODULES or prefix.count(".") > MAX_DEPTH:
+            raise Malformed("its network has more modules than any network")
+    return found
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+    if isinstance(storage, Unreadable):
+        return storage
     if not isinstance(storage, Storage):
         raise Malformed("a tensor without storage")
+    if str(storage.dtype).startswith("torch.q"):
+        return Unreadable("a quantised tensor")
     return StoredTensor(storage, storage.dtype, offset, tuple(size), tuple(stride))
 
 
-def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor:
-    """As _tensor; the storage is untyped bytes and the element type is the fourth of `rest`."""
+def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    """As _tensor; the storage is untyped bytes and the element type is the third of `rest`."""
     import torch
 
     dtype = rest[2] if len(rest) > 2 else None
+    if isinstance(dtype, type) and issubclass(dtype, Inert):
+        return Unreadable(f"a tensor of {dtype.__name__}, which this torch does not know")
     if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
         raise Malformed("a tensor without storage or element type")
     width = dtype.itemsize
@@ -187,10 +150,37 @@ def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) ->
     return StoredTensor(typed, dtype, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data: Any, *_: Any) -> StoredTensor:
-    if not isinstance(data, StoredTensor):
+def _itself(data: Any, *_: Any) -> Any:
+    """A parameter, or a tensor moved to another device: the tensor it is made of."""
+    if not isinstance(data, StoredTensor | Unreadable):
         raise Malformed("a parameter without a tensor")
     return data
+
+
+def _subclass(make: Any, _: Any, args: Any, *state: Any) -> Any:
+    """A tensor of a subclass: the plain tensor it is made of."""
+    return make(*args)
+
+
+def _unreadable(what: str) -> _Function:
+    return _Function(lambda *_: Unreadable(what))
+
+
+def _stub(name: str) -> type[Inert]:
+    return type(name, (Inert,), {})
+
+
+# They return classes, which instructions of the pickle then expect to be classes.
+_MAKE_CLASSES = (
+    *("__builtin__.getattr", "builtins.getattr", "__builtin__.type", "builtins.type"),
+    *("collections.namedtuple", "types.new_class"),
+    *(f"dill.{m}._{f}" for m in ("_dill", "dill") for f in ("create_type", "load_type")),
+    *(f"dill.{m}._{f}" for m in ("_dill", "dill") for f in ("get_attr", "create_namedtuple")),
+    *(
+        f"cloudpickle.cloudpickle._{f}"
+        for f in ("make_skeleton_class", "make_skeleton_enum", "builtin_type")
+    ),
+)
 
 
 def _allowed() -> dict[str, Any]:
@@ -212,33 +202,38 @@ def _allowed() -> dict[str, Any]:
         "Bool": torch.bool,
         "ComplexFloat": torch.complex64,
         "ComplexDouble": torch.complex128,
+        "QInt8": torch.qint8,
+        "QUInt8": torch.quint8,
+        "QInt32": torch.qint32,
+        "QUInt4x2": torch.quint4x2,
+        "QUInt2x4": torch.quint2x4,
         "Untyped": torch.uint8,
     }
     for name, dtype in storages.items():
         for module in ("torch", "torch.cuda", "torch.storage"):
             allowed[f"{module}.{name}Storage"] = dtype
+    for name in _MAKE_CLASSES:
+        allowed[name] = _Function(lambda *_, name=name: _stub(name))
+    sparse, wrapped = _unreadable("a sparse tensor"), _unreadable("a tensor wrapped in others")
     return allowed | {
-        "collections.OrderedDict": OrderedDict,
+        "collections.OrderedDict": _Dict,
         "torch._utils._rebuild_tensor": _Function(_tensor),
         "torch._utils._rebuild_tensor_v2": _Function(_tensor),
         "torch._utils._rebuild_tensor_v3": _Function(_tensor_v3),
-        "torch._utils._rebuild_parameter": _Function(_parameter),
-        "torch._utils._rebuild_parameter_with_state": _Function(_parameter),
+        "torch._utils._rebuild_parameter": _Function(_itself),
+        "torch._utils._rebuild_parameter_with_state": _Function(_itself),
+        "torch._utils._rebuild_device_tensor_from_cpu_tensor": _Function(_itself),
+        "torch._tensor._rebuild_from_type": _Function(_subclass),
+        "torch._tensor._rebuild_from_type_v2": _Function(_subclass),
+        "torch._utils._rebuild_qtensor": _unreadable("a quantised tensor"),
+        "torch._utils._rebuild_sparse_tensor": sparse,
+        "torch._utils._rebuild_sparse_csr_tensor": sparse,
+        "torch._utils._rebuild_nested_tensor": _unreadable("a nested tensor"),
+        "torch._utils._rebuild_meta_tensor_no_storage": _unreadable("a tensor without numbers"),
+        "torch._utils._rebuild_wrapper_subclass": wrapped,
+        "torch._utils._rebuild_device_tensor_from_numpy": wrapped,
+        "torch._utils._rebuild_xla_tensor": wrapped,
     }
-
-
-def runs_code(module: str, name: str) -> bool:
-    """Whether a global exists to run code, load more pickles, or reach files or the network."""
-    full = f"{module}.{name}"
-    parts = full.split(".")
-    return (
-        parts[0] in _REFUSED_MODULES
-        or not _REFUSED_ANYWHERE.isdisjoint(p.lstrip("_") for p in parts)
-        or (parts[0] in _BUILTINS and parts[1] in _REFUSED_BUILTINS)
-        or any(p.startswith("__") and p.endswith("__") for p in parts[1:])
-        or full in _REFUSED_NAMES
-        or full.startswith(_REFUSED_PREFIXES)
-    )
 
 
 class _Unpickler(pickle.Unpickler):
@@ -247,7 +242,7 @@ class _Unpickler(pickle.Unpickler):
         self._where = where
         self._storage = storage
         self._allowed: Mapping[str, Any] = _allowed()
-        self._stubs: dict[str, type[_Inert]] = {}
+        self._stubs: dict[str, type[Inert]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -261,7 +256,7 @@ class _Unpickler(pickle.Unpickler):
                 "source you trust, best as safetensors.",
             )
         if full not in self._stubs:
-            self._stubs[full] = type("Inert", (_Inert,), {})
+            self._stubs[full] = _stub(full)
         return self._stubs[full]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -270,36 +265,83 @@ class _Unpickler(pickle.Unpickler):
         return self._storage(pid)
 
 
+def _effects() -> dict[str, tuple[bool, int, int]]:
+    """Instruction -> whether it takes all down to the last mark, how many values it takes (below
+    that mark), and how many it leaves."""
+    mark = pickletools.markobject
+    effects = {}
+    for op in pickletools.opcodes:
+        before = op.stack_before
+        takes = before.index(mark) if mark in before else len(before)
+        effects[op.name] = mark in before, takes, len(op.stack_after)
+    return effects
+
+
+_EFFECTS = _effects()
+_EXTENSIONS = frozenset({"EXT1", "EXT2", "EXT4"})
+
+
 def scan(data: bytes) -> int:
     """Walk over one pickle's instructions without following them; return where it ends.
 
     Refuses what would harm the reader itself: extension codes (they bypass the look-up of
-    names) and memo numbers that make the unpickler reserve gigabytes.
+    names), memo numbers that make the unpickler reserve gigabytes, deeply nested tuples.
 
     Raises:
         Malformed: no pickle, a truncated one, or one beyond the bounds above.
     """
     stream = io.BytesIO(data)
-    tuples = 0
+    depths: list[int] = []  # of the values on the stack: how deep tuples are nested in each
+    marks: list[int] = []
+    memo = bytearray()  # 1 + the depth of what lies there; 0: nothing
+    memoized = 0
     try:
         for i, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+            name = opcode.name
             if i >= MAX_OPCODES:
                 raise Malformed(f"its pickle has more than {MAX_OPCODES:,} instructions")
-            tuples += opcode.name.startswith("TUPLE")
-            if tuples > MAX_TUPLES:
-                raise Malformed(f"its pickle builds more than {MAX_TUPLES:,} tuples")
-            if opcode.name in _EXTENSIONS:
+            if name in _EXTENSIONS:
                 raise Malformed("its pickle uses extension codes, which no checkpoint does")
-            if opcode.name.endswith("PUT") and int(arg or 0) > 2 * MAX_OPCODES:
-                raise Malformed("its pickle numbers its memo beyond any need")
-    except (ValueError, OverflowError, UnicodeError, RecursionError) as e:
+            if name.endswith("PUT") or name == "MEMOIZE":
+                at = memoized if name == "MEMOIZE" else int(arg or 0)
+                if at > 2 * MAX_OPCODES:
+                    raise Malformed("its pickle numbers its memo beyond any need")
+                if at >= len(memo):
+                    memo.extend(bytes(at + 1 - len(memo) + len(memo) // 2))
+                memoized += not memo[at]
+                memo[at] = 1 + depths[-1]
+            elif name.endswith("GET"):
+                at = int(arg or 0)
+                depths.append(memo[at] - 1 if at < len(memo) else 0)
+            elif name == "MARK":
+                marks.append(len(depths))
+            elif name == "POP" and marks and marks[-1] == len(depths):
+                marks.pop()
+            elif name == "DUP":
+                depths.append(depths[-1])
+            else:
+                to_mark, takes, leaves = _EFFECTS[name]
+                start = (marks.pop() if to_mark else len(depths)) - takes
+                if start < 0:
+                    raise IndexError("it takes what is not there")
+                depth = 0
+                if name.startswith("TUPLE"):
+                    depth = 1 + max(depths[start:], default=0)
+                    if depth > MAX_DEPTH:
+                        raise Malformed(f"its pickle nests more than {MAX_DEPTH} tuples")
+                del depths[start:]
+                depths += [depth] * leaves
+    except (ValueError, OverflowError, UnicodeError, RecursionError, IndexError) as e:
+        if len(data) >= MAX_BYTES:
+            raise Malformed(f"its pickle has more than {MAX_BYTES >> 20} MB, or is damaged") from e
         # genops reports its file-like argument's repr; the first line says what is wrong.
         raise Malformed(f"its pickle is damaged or truncated ({str(e).splitlines()[0]})") from None
     return stream.tell()
 
 
-def load(data: bytes, where: str, storage: Callable[[tuple[Any, ...]], Any]) -> Any:
-    """The object of one pickle: containers, numbers, text, StoredTensor and inert stubs.
+def load(data: bytes, where: str, storage: Callable[[tuple[Any, ...]], Any]) -> tuple[Any, int]:
+    """The object of one pickle: containers, numbers, text, StoredTensor and inert stubs; and the
+    number of its bytes.
 
     Args:
         data: the pickle, to its STOP instruction or longer.
@@ -310,9 +352,9 @@ def load(data: bytes, where: str, storage: Callable[[tuple[Any, ...]], Any]) -> 
         Malformed: no pickle that a checkpoint may hold.
         WrongContent: the pickle names a global that exists to run code.
     """
-    scan(data)
+    length = scan(data)
     try:
-        return _Unpickler(data, where, storage).load()
+        return _Unpickler(data[:length], where, storage).load(), length
     except (Malformed, WrongContent):
         raise
     except (
