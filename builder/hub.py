@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import NetworkError, UsageError
+from builder.progress import Report
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, HfFileSystem
@@ -118,6 +120,88 @@ def fetcher(place: Place, token: str | None = None) -> Callable[[str], Path]:
     return fetch
 
 
+def download(
+    repo_id: str,
+    path: str,
+    revision: str,
+    *,
+    subject: str,
+    report: Report,
+    again: bool = False,
+    cached: bool = False,
+) -> Path:
+    """A file of a model repository, in the Hub's cache.
+
+    Args:
+        report: told `subject`, the file's name, the bytes there and the bytes expected.
+        again: fetch it anew, whatever the cache holds.
+        cached: ask no server.
+
+    Raises:
+        NetworkError: no such file, no right to it, no answer; or `cached`, and it is not there.
+        OSError: the cache cannot be written.
+    """
+    require()
+    from huggingface_hub import hf_hub_download
+
+    class Bar:
+        """What the client takes for a progress bar."""
+
+        def __init__(self, *, total: float | None = None, initial: int = 0, **_: Any) -> None:
+            self.n, self.total = initial, total
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += int(n or 0)
+            total = None if self.total is None else int(self.total)
+            report(subject, path.rpartition("/")[2], self.n, total)
+
+        def update_transfer(self, n: float) -> None:  # Xet's: bytes sent, of which none is new
+            pass
+
+        def __getattr__(self, name: str) -> Callable[..., None]:  # close, refresh, ...
+            return lambda *args, **kwargs: None
+
+    with network_errors(f"fetch {path} of {repo_id} at {revision}"):
+        file = hf_hub_download(
+            repo_id,
+            path,
+            revision=revision,
+            endpoint=_endpoint(),
+            tqdm_class=Bar,
+            force_download=again,
+            local_files_only=cached,
+        )
+    return Path(file)
+
+
+def cache_folder() -> Path:
+    """The Hub's cache, which all programs of the user share."""
+    require()
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def forget(file: Path) -> None:
+    """Delete a file of the Hub's cache: what `download` returned, and the bytes it points to."""
+    blob = file.parent / file.readlink() if file.is_symlink() else file
+    file.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
+
+
+def _endpoint() -> str:
+    """Where the Hub is: HF_ENDPOINT, else the public one."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
 def duckdb_filesystem(token: str | None = None) -> HfFileSystem:
     """A file system for `duckdb.DuckDBPyConnection.register_filesystem` that serves hf://.
 
@@ -171,6 +255,11 @@ def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
         for cause in _causes(e):
             if isinstance(cause, errors.HfHubHTTPError):
                 raise _explain(doing, cause) from None
+            if isinstance(cause, errors.OfflineModeIsEnabled):
+                raise NetworkError(
+                    f"cannot {doing}: it is not in the Hub's cache, and nothing else was asked.",
+                    hint="connect (unset HF_HUB_OFFLINE), and run the same command again.",
+                ) from None
             if isinstance(cause, (http_error, ConnectionError, TimeoutError)):
                 raise _no_answer(doing, cause) from None
             if isinstance(cause, json.JSONDecodeError):
@@ -180,6 +269,8 @@ def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
                 ) from None
         if isinstance(e, errors.LocalEntryNotFoundError):
             raise _no_answer(doing, e) from None
+        if isinstance(e, OSError) and e.errno is None:  # fewer bytes than announced
+            raise NetworkError(f"cannot {doing}: the transfer broke off.", hint=_AGAIN) from None
         if isinstance(e, also):
             first = redact(str(e)).strip().split("\n")[0]
             raise NetworkError(f"cannot {doing}: {first}", hint=_AGAIN) from None
@@ -194,10 +285,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _no_answer(doing: str, error: BaseException) -> NetworkError:
-    from huggingface_hub import constants
-
     return NetworkError(
-        f"cannot {doing}: no answer from {constants.ENDPOINT} ({type(error).__name__}).",
+        f"cannot {doing}: no answer from {_endpoint()} ({type(error).__name__}).",
         hint=f"check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), then {_AGAIN}",
     )
 
@@ -207,11 +296,20 @@ _AGAIN = "run the same command again: what has arrived is not sent twice."
 
 
 def _explain(doing: str, error: Any) -> NetworkError:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     status = error.response.status_code
     said = "; ".join(redact(error.server_message or "").split("\n")).strip().rstrip(".")
     wait = error.response.headers.get("Retry-After")
     full = status == 403 and re.search("storage|quota", said, re.I)
-    match status:
+    detail = f": {said}" if said else ""
+    if error.response.headers.get("X-Error-Code") == "GatedRepo":
+        return NetworkError(
+            f"cannot {doing}: the repository is gated (HTTP {status}{detail}).",
+            hint="ask for access on its page, then set HF_TOKEN or run `hf auth login`.",
+        )
+    unknown = isinstance(error, RepositoryNotFoundError)  # 401 without a token, 404 with one
+    match 404 if unknown else status:
         case 401:
             why, hint = "the token is missing or wrong", _TOKEN_HINT
         case 402 | 413 | 507 | 403 if status != 403 or full:
@@ -226,7 +324,6 @@ def _explain(doing: str, error: Any) -> NetworkError:
             hint = f"wait, then {_AGAIN}"
         case _:
             why, hint = "the Hub could not do it", _AGAIN
-    detail = f": {said}" if said else ""
     return NetworkError(f"cannot {doing}: {why} (HTTP {status}{detail}).", hint=hint)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Fault:
     drop_after: int | None = None  # close the connection behind so many bytes of the answer
     announce: int | None = None  # a wrong Content-Length
     page: str | None = None  # a web page in place of the file
+    slow: float = 0.0  # seconds between two pieces of 64 KiB of the answer
     skip: bool = False  # nothing: behave
 
 
@@ -81,7 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         sent = body if fault.drop_after is None else body[: fault.drop_after]
-        self.wfile.write(sent)
+        step = 1 << 16 if fault.slow else max(1, len(sent))
+        for i in range(0, len(sent), step):
+            time.sleep(fault.slow)
+            self.wfile.write(sent[i : i + step])
         if len(sent) != length:
             self.close_connection = True
 

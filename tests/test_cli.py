@@ -100,6 +100,16 @@ def test_a_failed_model_is_told_and_exits_with_1(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_reason_that_models_share_was_told_once_for_each_and_named_it_twice(tmp_path: Path):
+    address = "http://weights.invalid/w.pt"
+    names = ("cifar10-robust-alpha", "cifar10-standard-beta")
+    cohort = write_cohort(tmp_path / "c.csv", dict.fromkeys(names, address))
+    done = run("build", "--cohort", cohort, "--out", tmp_path / "out", "-q")
+    assert done.returncode == 4
+    assert done.stderr.count("weights.invalid does not resolve") == 1
+    assert [done.stderr.count(name) for name in names] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -43,6 +43,7 @@ def get(
     return download(
         server.url + path,
         folder / "w.pt",
+        shown="the file",
         check=file_sha256,
         subject="net",
         report=silent,
@@ -69,6 +70,7 @@ def test_progress_is_told_with_the_total(server: FileServer, tmp_path: Path) -> 
     download(
         server.url + PATH,
         tmp_path / "w.pt",
+        shown="the file",
         check=file_sha256,
         subject="net",
         report=lambda *p: told.append(p),
@@ -107,6 +109,7 @@ def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
     download(
         server.url + PATH,
         tmp_path / "w.pt",
+        shown="the file",
         check=file_sha256,
         subject="net",
         report=silent,
@@ -214,7 +217,14 @@ def test_a_file_that_fails_its_check_is_removed(server: FileServer, tmp_path: Pa
         raise digests.WrongContent("not this one")
 
     with pytest.raises(BuilderError, match="not this one"):
-        download(server.url + PATH, tmp_path / "w.pt", check=check, subject="net", report=silent)
+        download(
+            server.url + PATH,
+            tmp_path / "w.pt",
+            shown="the file",
+            check=check,
+            subject="net",
+            report=silent,
+        )
     assert left(tmp_path) == []
 
 
@@ -225,7 +235,14 @@ def test_a_check_that_fails_for_other_reasons_keeps_what_arrived(
         raise BuilderError("cannot write the digests")
 
     with pytest.raises(BuilderError, match="cannot write the digests"):
-        download(server.url + PATH, tmp_path / "w.pt", check=check, subject="net", report=silent)
+        download(
+            server.url + PATH,
+            tmp_path / "w.pt",
+            shown="the file",
+            check=check,
+            subject="net",
+            report=silent,
+        )
     assert (tmp_path / "w.pt.part").read_bytes() == DATA
     get(server, tmp_path)
     assert server.ranges_asked() == [None, f"bytes={len(DATA)}-"]  # asked for nothing it had
@@ -263,7 +280,14 @@ def test_a_disk_that_fills_up_is_one_sentence_and_a_later_run_goes_on(
 
     def run(report: Report) -> str:
         path = small_disk / "w.pt"
-        return download(server.url + PATH, path, check=file_sha256, subject="net", report=report)
+        return download(
+            server.url + PATH,
+            path,
+            shown="the file",
+            check=file_sha256,
+            subject="net",
+            report=report,
+        )
 
     with pytest.raises(BuilderError, match="disk is full"):
         run(fill)

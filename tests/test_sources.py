@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import gzip
 import io
 import os
 import pickle
+import socket
 import sys
 import tarfile
 from collections import OrderedDict
@@ -19,7 +21,6 @@ from urllib.parse import quote
 import pytest
 import torch
 from fileserver import Fault, FileServer, serve
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from builder.cohort.registry import ModelSpec, load_cohort
@@ -69,9 +70,8 @@ def normalised() -> nn.Module:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     with serve() as s:
-        for name in ("RFL_DRIVE_URL", "RFL_ZENODO_URL", "HF_ENDPOINT"):
+        for name in ("RFL_DRIVE_URL", "RFL_ZENODO_URL"):
             monkeypatch.setenv(name, s.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield s
 
 
@@ -398,23 +398,6 @@ def test_zenodo_tar_with_a_lightning_checkpoint(
     )
 
 
-def test_timm_from_the_hub(server: FileServer, tmp_path: Path) -> None:
-    model = listed("imagenet-standard-resnet18.tv_in1k")
-    wanted = random_state(sources.construct(model.constructor))
-    server.files["/timm/resnet18.tv_in1k/resolve/main/model.safetensors"] = save_safetensors(wanted)
-    assert agree(load(model, tmp_path), wanted)
-
-
-def test_hub_addresses_have_a_revision_and_send_the_token(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    wanted = random_state(Tiny())
-    server.files["/me/nets/resolve/v1.0/a/b.safetensors"] = save_safetensors(wanted)
-    assert agree(load(spec("hf://me/nets/a/b.safetensors@v1.0"), tmp_path), wanted)
-    assert server.log[0][1]["authorization"] == "Bearer secret"
-
-
 def test_any_url(server: FileServer, tmp_path: Path) -> None:
     wanted = random_state(Tiny())
     server.files["/nets/w.pth?x=1"] = torch_bytes(wanted)
@@ -658,9 +641,71 @@ def test_without_network_the_error_says_what_a_file_by_hand_would_be_called(
     model = listed("cifar10-robust-Carmon2019Unlabeled")
     with pytest.raises(NetworkError) as error:  # the server does not have it
         fetch(model, tmp_path, tmp_path)
-    assert "cifar10-robust-Carmon2019Unlabeled" in str(error.value)
     assert "cifar10/Linf/Carmon2019Unlabeled.pt" in error.value.hint
     assert "--checkpoints" in error.value.hint
+
+
+def test_a_host_without_an_address_was_asked_again_and_again_for_every_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def counted(host: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(str(host))
+        return look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", counted)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    resolves = sources.resolver()
+    for checkpoint in ("http://a.invalid/x.pt", "http://a.invalid/y.pt", "timm:a", "hf://o/r/b"):
+        with pytest.raises(NetworkError, match="does not resolve") as error:
+            sources.fetch(
+                spec(checkpoint),
+                cache=tmp_path / "cache",
+                checkpoints=None,
+                pins=tmp_path / "checkpoints.lock",
+                report=lambda *_: None,
+                resolves=resolves,
+            )
+        assert "cifar10-robust-Net" not in str(error.value)  # whoever shows it names the model
+    assert asked.count("a.invalid") == asked.count("hub.invalid") == 1
+
+
+@pytest.mark.parametrize("where", ["local", "by hand", "inside"])
+def test_a_file_without_the_right_to_read_it_is_one_models_failure(
+    tmp_path: Path, where: str
+) -> None:
+    name = "cifar10-robust-Net.pt"
+    saved(tmp_path, random_state(Tiny()), name)
+    closed = tmp_path if where == "inside" else tmp_path / name
+    checkpoint = "https://x.invalid/w.pt" if where == "by hand" else str(tmp_path / name)
+
+    def attempt() -> None:
+        with pytest.raises(BuilderError, match=f"cannot read the checkpoint .*{tmp_path.name}"):
+            fetch(spec(checkpoint), tmp_path / "x", tmp_path if where == "by hand" else None)
+
+    without_rights(closed, attempt)
+
+
+def without_rights(closed: Path, attempt: Callable[[], None]) -> None:
+    """Run something in a process that may not read a file or folder, as root is never refused."""
+    for parent in closed.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    closed.chmod(0o000)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            attempt()
+            code = 0
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    closed.chmod(0o700)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 # Constructors

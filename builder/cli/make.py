@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from builder.cli.app import (
     print_table,
     say,
 )
-from builder.errors import EXIT_FAILURE, EXIT_NETWORK
+from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError
 
 
 @app.command()
@@ -127,8 +128,7 @@ def build(
     )
     with progress.show(quiet) as report:
         outcome = build(chosen, root, options, report)
-    for model_id, error in outcome.failures.items():
-        say(f"failed: {model_id}: {error}" + (f"\n  {error.hint}" if error.hint else ""))
+    _say_failures(outcome.failures)
     for problem in outcome.problems:
         say(f"problem: {problem}")
     if outcome.failures:
@@ -143,6 +143,16 @@ def build(
     _summary(root, outcome.already_there)
     if outcome.problems:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _say_failures(failures: Mapping[str, BuilderError]) -> None:
+    """Every failed model by name, and each reason once, however many models share it."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for model_id, error in failures.items():
+        reason = str(error).removeprefix(f"{model_id}: ")
+        models.setdefault((reason, error.hint), []).append(model_id)
+    for (reason, hint), names in models.items():
+        say(f"failed: {', '.join(names)}: {reason}" + (f"\n  {hint}" if hint else ""))
 
 
 def _summary(root: Path, already_there: bool) -> None:

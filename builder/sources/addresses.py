@@ -15,7 +15,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
@@ -37,13 +37,14 @@ class Remote:
         name: its file name.
         by_hand: names under which `--checkpoints DIR` may hold the same bytes, best first. None
             for names that do not tell one model from another.
+        hub: repository, path and revision, for a file that the Hub's own client fetches.
     """
 
     address: str
     url: str
     name: str
     by_hand: tuple[str, ...] = ()
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    hub: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,15 @@ def _mirror(variable: str, public: str) -> str:
     return (os.environ.get(variable) or public).rstrip("/")
 
 
-def _remote(variable: str, public: str, path: str, name: str, *by_hand: str) -> Remote:
-    return Remote(f"{public}{path}", f"{_mirror(variable, public)}{path}", name, by_hand)
+def _remote(
+    variable: str,
+    public: str,
+    path: str,
+    name: str,
+    *by_hand: str,
+    hub: tuple[str, str, str] | None = None,
+) -> Remote:
+    return Remote(f"{public}{path}", f"{_mirror(variable, public)}{path}", name, by_hand, hub)
 
 
 def _robustbench(rest: str) -> Address:
@@ -146,10 +154,8 @@ def _zenodo(rest: str) -> Address:
 
 def _hub(kind: str, repo: str, path: str, revision: str, *by_hand: str) -> Address:
     url = f"/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
-    remote = _remote("HF_ENDPOINT", HUB, url, PurePosixPath(path).name, *by_hand)
-    token = os.environ.get("HF_TOKEN")
-    if token:
-        remote.headers["Authorization"] = f"Bearer {token}"
+    hub = (repo, path, revision)
+    remote = _remote("HF_ENDPOINT", HUB, url, PurePosixPath(path).name, *by_hand, hub=hub)
     return Address(kind, (remote,), url=remote.address)
 
 
@@ -162,7 +168,7 @@ def _timm(tag: str) -> Address:
 
 def _hf(rest: str) -> Address:
     match = re.fullmatch(r"//([\w.-]+/[\w.-]+)/([^@]+)(?:@(.+))?", rest)
-    if match is None:
+    if match is None or not {"", ".", ".."}.isdisjoint(match[2].split("/")):
         raise UsageError(
             f"'hf:{rest}' should be hf://ORG/REPO/PATH or hf://ORG/REPO/PATH@REVISION."
         )
