@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import NetworkError, UsageError
-from builder.progress import Report
+from builder.secrets import public, redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, HfFileSystem
+
+    from builder.progress import Report
 
 SCHEME = "hf://datasets/"
 _ID = r"[\w.-]+/[\w.-]+"
@@ -286,7 +288,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _no_answer(doing: str, error: BaseException) -> NetworkError:
     return NetworkError(
-        f"cannot {doing}: no answer from {_endpoint()} ({type(error).__name__}).",
+        f"cannot {doing}: no answer from {public(_endpoint())} ({type(error).__name__}).",
         hint=f"check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), then {_AGAIN}",
     )
 
@@ -325,8 +327,3 @@ def _explain(doing: str, error: Any) -> NetworkError:
         case _:
             why, hint = "the Hub could not do it", _AGAIN
     return NetworkError(f"cannot {doing}: {why} (HTTP {status}{detail}).", hint=hint)
-
-
-def redact(text: str) -> str:
-    """The text without tokens and without query strings of URLs (they can hold signatures)."""
-    return re.sub(r"hf_\w+", "hf_***", re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text))

@@ -27,7 +27,8 @@ GROUND: dict[str, tuple[str, ...]] = {
     "schema": (),
     "files": (),
     "progress": (),
-    "hub": ("errors",),
+    "secrets": (),
+    "hub": ("errors", "progress", "secrets"),
 }
 """Modules at the top of builder/ and what they import of each other."""
 

@@ -21,6 +21,7 @@ class Fault:
     drop_after: int | None = None  # close the connection behind so many bytes of the answer
     announce: int | None = None  # a wrong Content-Length
     page: str | None = None  # a web page in place of the file
+    body: bytes | None = None  # other bytes in place of the file
     slow: float = 0.0  # seconds between two pieces of 64 KiB of the answer
     skip: bool = False  # nothing: behave
 
@@ -53,6 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
         state.log.append((self.path, headers))
         queue = state.faults.get(self.path, [])
         fault = queue.pop(0) if queue else Fault()
+        if fault.body is not None:
+            self._answer(fault.status, fault.body, fault, "application/octet-stream")
+            return
         if self.path not in state.files and fault.page is None and fault.status == 200:
             fault = Fault(status=404)
         if fault.status != 200 or fault.page is not None:

@@ -422,6 +422,56 @@ def test_a_url_with_white_space_is_pinned_as_it_goes_over_the_wire(
     assert list(pinned) == [f"{server.url}/my{quote(space)}net.pt", f"{server.url}/other.pt"]
 
 
+@pytest.mark.parametrize("part", ["userinfo", "query"])
+def test_a_secret_of_an_address_went_into_pins_urls_and_messages(
+    server: FileServer, tmp_path: Path, part: str
+) -> None:
+    wanted = random_state(Tiny())
+    host = server.url.removeprefix("http://")
+    user, query = ("alice:hunter2@", "") if part == "userinfo" else ("", "&X-Amz-Signature=hunter2")
+    path = f"/w.pt?v=1{query}"
+    server.files[path] = torch_bytes(wanted)
+    model = spec(f"http://{user}{host}{path}")
+    fetched = fetch(model, tmp_path)
+    assert agree(weights(model, fetched), wanted)
+    assert server.log[0][0] == path
+    if user:
+        assert server.log[0][1]["authorization"].startswith("Basic ")
+    assert fetched.urls == (f"{server.url}/w.pt?v=1",) == (sources.describe(model).url,)
+    assert list(digests.read_pins(tmp_path / "checkpoints.lock")) == list(fetched.urls)
+    sources.discard(fetched)
+    page = "<html><title>sign in</title></html>"
+    for fault in (Fault(status=403), Fault(status=404), Fault(page=page), Fault(announce=1 << 40)):
+        server.faults[path] = [fault]
+        with pytest.raises(BuilderError) as error:
+            fetch(model, tmp_path)
+        assert "/w.pt?v=1" in str(error.value)
+        assert "hunter2" not in f"{error.value} {error.value.hint}"
+    server.files[path] = torch_bytes(random_state(Tiny(), 2))
+    with pytest.raises(BuilderError, match="is not the file it was") as error:
+        fetch(model, tmp_path)
+    assert "hunter2" not in f"{error.value} {error.value.hint}"
+
+
+def test_two_files_told_apart_by_a_secret_alone_were_one_in_the_cache(
+    server: FileServer, tmp_path: Path
+) -> None:
+    for key in ("one", "two"):
+        server.files[f"/get?key={key}"] = torch_bytes(random_state(Tiny(), len(key) + ord(key[0])))
+    fetch(spec(f"{server.url}/get?key=one"), tmp_path)
+    with pytest.raises(BuilderError, match="is not the file it was"):
+        fetch(spec(f"{server.url}/get?key=two"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/w.pt", "ftp://a:hunter2@h/w.pt", "https://a:hunter2@"]
+)
+def test_a_wrong_address_is_named_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError) as error:
+        fetch(spec(url), tmp_path)
+    assert "hunter2" not in str(error.value)
+
+
 def test_the_embedded_default_needs_no_network_and_is_never_deleted(tmp_path: Path) -> None:
     (model,) = (m for m in load_cohort("mini").models if m.checkpoint.startswith("embedded:pyauto"))
     fetched = fetch(model, tmp_path)

@@ -18,6 +18,7 @@ from builder import hub, schema
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.files import project_file
 from builder.release.manifest import Manifest, filter_files
+from builder.secrets import redact
 
 if TYPE_CHECKING:
     from builder.release.reader import Release
@@ -102,14 +103,14 @@ def explained(name: str) -> Iterator[None]:
             f"{name}: out of memory: {first_line(e)}", hint="try a higher --memory-limit."
         ) from None
     except (duckdb.IOException, duckdb.HTTPException) as e:
-        text = hub.redact(first_line(e))
+        text = redact(first_line(e))
         if "hf://" in text or "HTTP" in text:
             raise NetworkError(f"{name}: {text}") from None
         raise UsageError(
             f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
         ) from None
     except duckdb.Error as e:
-        raise UsageError(f"{name}: {hub.redact(str(e).strip())}") from None
+        raise UsageError(f"{name}: {redact(str(e).strip())}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
+from builder.secrets import public
 from builder.sources.checkpoint import SUFFIXES
 from builder.sources.constructors import robustbench_entry, robustbench_name
 
@@ -32,8 +33,9 @@ class Remote:
     """One file to download.
 
     Attributes:
-        address: the public URL, by which its digest is pinned; the same behind any mirror.
-        url: where it is fetched from: `address`, or its mirror.
+        address: the public URL, by which its digest is pinned; the same behind any mirror, and
+            without passwords or signatures.
+        url: where it is fetched from: `address` whole, or its mirror.
         name: its file name.
         by_hand: names under which `--checkpoints DIR` may hold the same bytes, best first. None
             for names that do not tell one model from another.
@@ -69,7 +71,7 @@ def resolve(spec: ModelSpec) -> Address:
         return _FORMS[kind](rest)
     if re.match(r"[A-Za-z][A-Za-z+]+:", text):  # two letters or more: not a Windows drive
         raise UsageError(
-            f"{spec.model_id}: checkpoint {text!r} is of no known form.",
+            f"{spec.model_id}: checkpoint {public(text)!r} is of no known form.",
             hint=f"expected {', '.join(_FORMS)}: ..., or a path.",
         )
     path = Path(text).expanduser()
@@ -179,11 +181,15 @@ def _http(scheme: str) -> Callable[[str], Address]:
     def parse(rest: str) -> Address:
         # As it goes over the wire, and as a line of the pins can hold it.
         url = re.sub(r"\s", lambda space: quote(space[0]), f"{scheme}:{rest}")
-        parts = urlsplit(url)
-        name = PurePosixPath(parts.path).name
-        if not parts.hostname:
-            raise UsageError(f"'{url}' is no URL.")
-        return Address("http", (Remote(url, url, name or "checkpoint"),), url=url)
+        address = public(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = None
+        if not parts or not parts.hostname:
+            raise UsageError(f"'{address}' is no URL.")
+        name = PurePosixPath(parts.path).name or "checkpoint"
+        return Address("http", (Remote(address, url, name),), url=address)
 
     return parse
 

@@ -14,6 +14,7 @@ from builder.cohort.registry import ModelSpec
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.files import file_sha256
 from builder.progress import Report
+from builder.secrets import public
 from builder.sources import digests
 from builder.sources.addresses import Address, Remote, local_file, resolve
 from builder.sources.checkpoint import SUFFIXES, read_checkpoint
@@ -199,7 +200,9 @@ def _check(file: Path, key: str, pins: Path) -> str:
 
 def _download(remote: Remote, folder: Path, asked: _Asked) -> tuple[Path, str]:
     """One file in our cache, fetched if it is not there, and its digest: the pinned one."""
-    path = folder / f"{_tag(remote.url)}-{remote.name}"
+    # Two files that only a secret part of their addresses tells apart are two files here.
+    whole = remote.url if public(remote.url) == remote.address else remote.address
+    path = folder / f"{_tag(whole)}-{remote.name}"
     check = partial(_check, key=remote.address, pins=asked.pins)
     if path.exists():
         try:
