@@ -612,6 +612,68 @@ def test_a_truncated_file_is_neither_kept_nor_pinned(
     assert agree(load(model, tmp_path), random_state(Tiny()))
 
 
+@pytest.mark.parametrize("packed", ["zip", "tar"])
+def test_a_flipped_bit_was_read_as_a_weight_and_its_digest_pinned(
+    server: FileServer, tmp_path: Path, packed: str
+) -> None:
+    wanted = random_state(Tiny())
+    data = torch_bytes(wanted)
+    at = data.index(wanted["conv1.weight"].numpy().tobytes()) + 8
+    bad = data[:at] + bytes([data[at] ^ 64]) + data[at + 1 :]
+    wrap = (lambda inner: tar_of("a/w.ckpt", inner)) if packed == "tar" else (lambda inner: inner)
+    model = spec(f"{server.url}/w.pt")
+    server.files["/w.pt"] = wrap(bad)
+    with pytest.raises(BuilderError, match="does not meet its checksum"):
+        fetch(model, tmp_path)
+    assert digests.read_pins(tmp_path / "checkpoints.lock") == {}
+    server.files["/w.pt"] = wrap(data)
+    assert agree(load(model, tmp_path), wanted)
+
+
+def test_a_checkpoint_that_torch_wrote_without_checksums_is_read(
+    server: FileServer, tmp_path: Path
+) -> None:
+    wanted = random_state(Tiny())
+    torch.serialization.set_crc32_options(False)
+    try:
+        server.files["/w.pt"] = torch_bytes(wanted)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert agree(load(spec(f"{server.url}/w.pt"), tmp_path), wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><html><title>w.pt at main</title></html>", "web page"),
+    ],
+)
+def test_what_stands_in_a_checkpoints_place_is_named(
+    server: FileServer, tmp_path: Path, body: bytes, said: str
+) -> None:
+    (tmp_path / "w.pt").write_bytes(body)
+    local = spec(str(tmp_path / "w.pt"))
+    with pytest.raises(BuilderError, match=said):
+        weights(local, fetch(local, tmp_path))
+    server.files["/w.pt"] = body
+    with pytest.raises(BuilderError, match=said):
+        fetch(spec(f"{server.url}/w.pt"), tmp_path)
+
+
+def test_the_page_that_shows_a_file_is_told_from_a_refusal(
+    server: FileServer, tmp_path: Path
+) -> None:
+    page = "<html><title>w.pt at main</title></html>"
+    server.faults["/o/r/blob/main/w.pt"] = [Fault(page=page)]
+    with pytest.raises(NetworkError, match="is the page that shows the file") as error:
+        fetch(spec(f"{server.url}/o/r/blob/main/w.pt"), tmp_path)
+    assert "/resolve/" in error.value.hint and "/raw/" in error.value.hint
+
+
 def test_a_hostile_file_from_a_server_runs_nothing_and_is_not_kept(
     server: FileServer, tmp_path: Path
 ) -> None:

@@ -21,7 +21,14 @@ from builder.release.manifest import Manifest, filter_files
 from builder.secrets import redact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from huggingface_hub import HfFileSystem
+
     from builder.release.reader import Release
+
+
+_AWAY = "filters of a release that are not in the cache of the Hub, which does not answer"
 
 
 @contextmanager
@@ -52,11 +59,24 @@ def open_views(
             raise UsageError(f"--memory-limit {memory_limit}: {first_line(e)}") from None
         try:
             if remote:
-                con.register_filesystem(hub.duckdb_filesystem())
+                con.register_filesystem(_files_on_the_hub(release))
             create_views(con, release.address, release.manifest)
             yield con
         finally:
             con.close()
+
+
+def _files_on_the_hub(release: Release) -> HfFileSystem:
+    """The files of a release on the Hub: filters where they lie, all else in the Hub's cache."""
+    place = hub.parse(release.address)
+    sizes = {path: facts["bytes"] for path, facts in release.manifest["files"].items()}
+
+    def local(path: str) -> Path | None:
+        if schema.filters_key(path) and not hub.is_cached(place, path):
+            return None
+        return release.fetch(path)
+
+    return hub.duckdb_filesystem(place, sizes, local)
 
 
 def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) -> None:
@@ -72,11 +92,28 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) 
     con.execute("set variable release = ?", [root])
     views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
     for statement in duckdb.extract_statements(views):
-        if has_filters or "view filters" not in statement.query:
-            with explained("the views"):
-                con.execute(statement)
+        of_filters = "view filters" in statement.query
+        if has_filters or not of_filters:
+            try:
+                with explained("the views"):
+                    con.execute(statement)
+            except BuilderError:
+                if not (of_filters and root.startswith("hf://")):
+                    raise
+                _say_when_asked(con)
     if not has_filters:
         con.register("filters", schema.FILTERS.arrow.empty_table())
+
+
+def _say_when_asked(con: duckdb.DuckDBPyConnection) -> None:
+    """A view `filters` that fails when it is read: the small tables are there without it."""
+    con.register("no_filters", schema.FILTERS.arrow.empty_table())
+    failure = f"error('{_AWAY}')"
+    columns = ", ".join(
+        f'{failure}::{kind} as "{name}"'
+        for name, kind, *_ in con.execute("describe no_filters").fetchall()
+    )
+    con.execute(f"create or replace view filters as select {columns} where {failure} is null")
 
 
 def _literal(folder: str) -> str:
@@ -110,6 +147,12 @@ def explained(name: str) -> Iterator[None]:
             f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
         ) from None
     except duckdb.Error as e:
+        if _AWAY in str(e):
+            raise NetworkError(
+                f"{name}: {_AWAY}.",
+                hint="connect (unset HF_HUB_OFFLINE), or fetch the release once: "
+                "hf download ORG/NAME --repo-type dataset --revision TAG",
+            ) from None
         raise UsageError(f"{name}: {redact(str(e).strip())}") from None
 
 

@@ -24,6 +24,7 @@ from builder.sources.formats import (
     MAX_HEADER_BYTES,
     Extents,
     Window,
+    check_sums,
     read_legacy,
     read_safetensors,
     read_zip,
@@ -104,6 +105,30 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
     return Checkpoint(name, tree, memory, extents)
 
 
+def check_integrity(path: Path, name: str) -> None:
+    """Read a zip checkpoint whole, against its checksums; other formats have none.
+
+    For a file that no digest is known of yet: `read_checkpoint` reads what it is asked for, and a
+    flipped bit in a weight is a weight.
+
+    Raises:
+        WrongContent: a damaged entry.
+    """
+    memory = _map(path)
+    start, end = 0, len(memory)
+    if memory[257:262] == b"ustar":
+        _, start, end = _tar_member(memory)
+    if memory[start : start + 4] != b"PK\x03\x04":
+        return
+    try:
+        check_sums(memory, start, end)
+    except Malformed as e:
+        raise WrongContent(
+            f"{name} is no usable checkpoint: {e}.",
+            hint="if it was downloaded, delete it and fetch it again.",
+        ) from None
+
+
 def _map(path: Path) -> mmap.mmap:
     """A file's content, or what it unpacks to if it is gzipped, as private memory."""
     try:
@@ -151,7 +176,15 @@ def _read(memory: mmap.mmap, start: int, end: int, name: str) -> tuple[Any, Exte
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
         tree, extents = read_safetensors(memory, start, end)
     elif head.lstrip().startswith(b"<"):
-        raise Malformed("it is a web page (most likely a server's refusal, saved in its place)")
+        raise Malformed(
+            "it is a web page (a server's refusal, or the page that shows the file, saved in its "
+            "place)"
+        )
+    elif head.startswith(b"version https://git-lfs"):
+        raise Malformed(
+            "it is a Git LFS pointer, which stands for the file (`git lfs pull` in its repository "
+            "fetches the file itself)"
+        )
     else:
         tree, extents = read_legacy(memory, start, end, name)
     for t in stored_tensors(tree):

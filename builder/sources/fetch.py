@@ -17,7 +17,7 @@ from builder.progress import Report
 from builder.secrets import public
 from builder.sources import digests
 from builder.sources.addresses import Address, Remote, local_file, resolve
-from builder.sources.checkpoint import SUFFIXES, read_checkpoint
+from builder.sources.checkpoint import SUFFIXES, check_integrity, read_checkpoint
 from builder.sources.constructors import construct, instantiate
 from builder.sources.download import download, storage_errors
 from builder.sources.hosts import NoHost, Resolves, resolver
@@ -193,7 +193,9 @@ def _check(file: Path, key: str, pins: Path) -> str:
     pinned = digests.read_pins(pins).get(key)
     if pinned is not None and pinned[0] != digest:
         raise digests.changed(key, pins, pinned[0], digest)
-    read_checkpoint(file, name=key)  # never pin the digest of half a file
+    read_checkpoint(file, name=key)  # never pin the digest of half a file, nor of a damaged one
+    if pinned is None:
+        check_integrity(file, key)
     digests.enforce(pins, key, digest, file.stat().st_size)
     return digest
 
