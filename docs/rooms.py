@@ -28,7 +28,7 @@ GROUND: dict[str, tuple[str, ...]] = {
     "files": (),
     "progress": (),
     "secrets": (),
-    "hub": ("errors", "progress", "schema", "secrets"),
+    "hub": ("errors", "schema", "secrets"),
 }
 """Modules at the top of builder/ and what they import of each other."""
 

@@ -90,7 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
         step = 1 << 16 if fault.slow else max(1, len(sent))
         for i in range(0, len(sent), step):
             time.sleep(fault.slow)
-            self.wfile.write(sent[i : i + step])
+            try:
+                self.wfile.write(sent[i : i + step])
+            except ConnectionError:  # the client left
+                self.close_connection = True
+                return
         if len(sent) != length:
             self.close_connection = True
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -28,6 +27,7 @@ from builder.errors import BuilderError, NetworkError
 from builder.progress import Report
 from builder.sources import webpage
 from builder.sources.digests import WrongContent
+from builder.sources.validators import Validators, validators_file
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -94,10 +94,10 @@ def download(
                 digest = check(part)
             except WrongContent:
                 part.unlink()
-                _validators_file(path).unlink(missing_ok=True)
+                validators_file(path).unlink(missing_ok=True)
                 raise
             part.replace(path)
-            _validators_file(path).unlink(missing_ok=True)
+            validators_file(path).unlink(missing_ok=True)
             _sync_folder(path.parent)
             return digest
 
@@ -167,7 +167,7 @@ def _attempt(
 ) -> None:
     """One request, from where the part ends; two where Drive asks for confirmation."""
     have = out.seek(0, os.SEEK_END)
-    known = _read_validators(path)
+    known = Validators.read(path)
     resumed = have and known.if_range
     span = {"Range": f"bytes={have}-", "If-Range": known.if_range} if resumed else {}
     get = partial(source.session.get, headers=span, stream=True, timeout=_TIMEOUT)
@@ -250,12 +250,12 @@ def _receive(
             _restart(out, path)
             raise _Retry("the server sent another range than it was asked for")
         begin, total = have, None if span[2] == "*" else int(span[2])
-        if not _Validators.of(response, total).agree(_read_validators(path)):
+        if not Validators.of(response, total).agree(Validators.read(path)):
             _restart(out, path)
             raise _Retry("the file on the server has changed")
     if not begin:
         _restart(out, path)
-        _validators_file(path).write_text(json.dumps(asdict(_Validators.of(response, total))))
+        Validators.of(response, total).write(path)
     if total is not None:
         if total > MAX_BYTES:
             raise NetworkError(f"{shown} has {total:,} bytes; at most {MAX_BYTES:,} are read.")
@@ -286,47 +286,7 @@ def _length(response: Response) -> int | None:
 
 def _restart(out: IO[bytes], path: Path) -> None:
     out.truncate(0)
-    _validators_file(path).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Validators:
-    """What tells one version of a file from another; empty or None where the server does not."""
-
-    etag: str = ""
-    modified: str = ""
-    total: int | None = None
-
-    @classmethod
-    def of(cls, response: Response, total: int | None) -> _Validators:
-        headers = response.headers
-        return cls(headers.get("ETag", ""), headers.get("Last-Modified", ""), total)
-
-    @property
-    def if_range(self) -> str:
-        """The validator to ask with; a weak tag does not promise equal bytes."""
-        return self.etag if self.etag.startswith('"') else self.modified
-
-    def agree(self, other: _Validators) -> bool:
-        """Whether an answer is of the version whose beginning is here.
-
-        A server that ignores If-Range sends the rest of whatever it has now. So something must
-        be there to compare, and nothing may differ.
-        """
-        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        compared = [a == b for a, b in pairs if a and b]
-        return all(compared) and any(a and a == b for a, b in pairs[:2])
-
-
-def _validators_file(path: Path) -> Path:
-    return path.with_name(path.name + ".part.from")
-
-
-def _read_validators(path: Path) -> _Validators:
-    try:
-        return _Validators(**json.loads(_validators_file(path).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return _Validators()
+    validators_file(path).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder import hub
 from builder.cohort.registry import ModelSpec
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.files import file_sha256
 from builder.progress import Report
 from builder.secrets import public
-from builder.sources import digests
+from builder.sources import digests, hub_file
 from builder.sources.addresses import Address, Remote, local_file, resolve
 from builder.sources.checkpoint import SUFFIXES, check_integrity, read_checkpoint
 from builder.sources.constructors import construct, instantiate
@@ -170,7 +169,7 @@ def discard(fetched: Fetched) -> None:
     """Delete the files if they are downloads, in the Hub's cache, too; never a user's own."""
     if fetched.cached:
         for path in fetched.files:
-            hub.forget(path)
+            hub_file.forget(path)
 
 
 def _tag(address: str) -> str:
@@ -229,9 +228,9 @@ def _from_hub(remote: Remote, asked: _Asked) -> tuple[Path, str]:
     assert remote.hub is not None
     check = partial(_check, key=remote.address, pins=asked.pins)
     cached = not asked.resolves(remote.url)
-    get = partial(hub.download, *remote.hub, subject=asked.model_id, report=asked.report)
+    get = partial(hub_file.download, *remote.hub, subject=asked.model_id, report=asked.report)
     try:
-        with storage_errors(hub.cache_folder()):
+        with storage_errors(hub_file.cache_folder()):
             file = get(cached=cached)
             try:
                 return file, check(file)
