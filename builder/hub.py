@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
+from builder import schema
 from builder.errors import NetworkError, UsageError
+from builder.secrets import public, redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, HfFileSystem
@@ -29,17 +33,26 @@ class Place:
     revision: str | None = None
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
+        if not self.revision:
+            return f"{SCHEME}{self.repo_id}"
+        # A slash in a tag or branch is escaped, as a path may follow; one in refs/pr/1 is not.
+        known = re.fullmatch(r"refs/pr/\d+", self.revision)
+        revision = self.revision if known else quote(self.revision, safe="")
+        return f"{SCHEME}{self.repo_id}@{revision}"
 
 
 def is_address(text: str) -> bool:
     """Whether a text names a Hub repository rather than a folder.
 
-    hf:// always does; "org/name" does unless there is such a path here.
+    hf:// always does; "org/name" does unless there is such a path here, or a folder "org" in
+    which "name" is rather mistyped.
     """
     if text.startswith("hf://"):
         return True
-    return re.fullmatch(rf"{_ID}(@\S+)?", text) is not None and not Path(text).exists()
+    if re.fullmatch(rf"{_ID}(@\S+)?", text) is None or Path(text).exists():
+        return False
+    owner = text.partition("/")[0]
+    return owner not in (".", "..", "out") and not Path(owner).is_dir()
 
 
 def release_address(text: str) -> str:
@@ -48,7 +61,7 @@ def release_address(text: str) -> str:
     Raises:
         UsageError: neither a path here, nor hf://, nor "org/name@tag".
     """
-    if text.startswith("hf://") or "@" in text or Path(text).exists():
+    if Path(text).exists() or (is_address(text) and (text.startswith("hf://") or "@" in text)):
         return text
     raise UsageError(
         f"there is no folder {text}.",
@@ -63,13 +76,13 @@ def parse(text: str, revision: str | None = None) -> Place:
     Raises:
         UsageError: another form, or two revisions.
     """
-    match = re.fullmatch(rf"(?:{SCHEME})?({_ID})(?:@([^/\s]+(?:/pr/\d+)?))?/?", text)
+    match = re.fullmatch(rf"(?:{SCHEME})?({_ID})(?:@([^\s@]+?))?/?", text)
     if match is None:
         raise UsageError(
             f"{text!r} is no data set on the Hub.",
             hint=f"expected org/name or {SCHEME}org/name@tag",
         )
-    repo_id, own = match.groups()
+    repo_id, own = match[1], unquote(match[2]) if match[2] else None
     if own and revision and own != revision:
         raise UsageError(f"two revisions: {own} in the address, and {revision}.")
     return Place(repo_id, revision or own)
@@ -100,29 +113,62 @@ def api(token: str | None = None) -> HfApi:
 def fetcher(place: Place, token: str | None = None) -> Callable[[str], Path]:
     """A function that maps a path in the repository to a file in the Hub's cache.
 
-    A revision that can move is resolved once, so that all files are of one commit.
+    A revision that can move is resolved once, so that all files are of one commit: by its
+    manifest, which the cache keeps under the revision's name. So what has been fetched once opens
+    with HF_HUB_OFFLINE, too, and while the Hub does not answer.
 
     Raises:
-        NetworkError: no such repository, revision or file; or no answer.
+        NetworkError: no such repository, revision or file; or no answer, and it is not cached.
     """
     client = api(token)
+
+    def download(path: str, revision: str | None) -> Path:
+        return Path(
+            client.hf_hub_download(place.repo_id, path, repo_type="dataset", revision=revision)
+        )
+
     with network_errors(f"open {place}"):
-        info = client.dataset_info(place.repo_id, revision=place.revision)
+        if not is_cached(place, schema.MANIFEST):  # asks once, where a download tries and tries
+            client.dataset_info(place.repo_id, revision=place.revision)
+        commit = download(schema.MANIFEST, place.revision).parent.name
 
     def fetch(path: str) -> Path:
         with network_errors(f"fetch {path} of {place}"):
-            return Path(
-                client.hf_hub_download(place.repo_id, path, repo_type="dataset", revision=info.sha)
-            )
+            return download(path, commit)
 
     return fetch
 
 
-def duckdb_filesystem(token: str | None = None) -> HfFileSystem:
+def endpoint() -> str:
+    """Where the Hub is: HF_ENDPOINT, else the public one."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def is_cached(place: Place, path: str) -> bool:
+    """Whether the Hub's cache holds a file of a data set, at the commit its revision last was."""
+    require()
+    from huggingface_hub import try_to_load_from_cache
+
+    revision = place.revision
+    found = try_to_load_from_cache(place.repo_id, path, repo_type="dataset", revision=revision)
+    return isinstance(found, str)
+
+
+def duckdb_filesystem(
+    place: Place | None = None,
+    sizes: Mapping[str, int] | None = None,
+    local: Callable[[str], Path | None] | None = None,
+) -> HfFileSystem:
     """A file system for `duckdb.DuckDBPyConnection.register_filesystem` that serves hf://.
 
     DuckDB's own hf:// needs an extension that it downloads, and knows one endpoint only; this
     one honours HF_ENDPOINT, HF_TOKEN and @revision. Close the connection after use.
+
+    Args:
+        place: a release, of which `sizes` lists the files and their bytes: no server is asked.
+        local: maps a path in it to the local file to read instead; None: it is read where it is.
     """
     require()
     from huggingface_hub import HfFileSystem, constants
@@ -136,7 +182,33 @@ def duckdb_filesystem(token: str | None = None) -> HfFileSystem:
             # DuckDB asks for exact ranges: reading ahead triples the bytes (measured).
             return super()._open(path, *args, **{**kwargs, "cache_type": "none"})
 
-    return HubFiles(endpoint=constants.ENDPOINT, token=token)
+    if place is None or sizes is None or local is None:
+        return HubFiles(endpoint=constants.ENDPOINT)
+    root, known, here = f"{str(place).removeprefix('hf://')}/", sizes, local
+
+    class ReleaseFiles(HubFiles):
+        """The files of one release, by its manifest."""
+
+        def info(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            inside = path.removeprefix("hf://").removeprefix(root)
+            if inside not in known:
+                raise FileNotFoundError(path)
+            return {"name": root + inside, "size": known[inside], "type": "file"}
+
+        def exists(self, path: str, **kwargs: Any) -> bool:
+            return path.removeprefix("hf://").removeprefix(root) in known
+
+        def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
+            pattern = PurePosixPath(path.removeprefix("hf://").removeprefix(root))
+            depth = len(pattern.parts)
+            found = (p for p in map(PurePosixPath, known) if len(p.parts) == depth)
+            return sorted(f"{root}{p}" for p in found if p.match(str(pattern)))
+
+        def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+            file = here(path.removeprefix("hf://").removeprefix(root))
+            return file.open("rb") if file else super()._open(path, *args, **kwargs)
+
+    return ReleaseFiles(endpoint=constants.ENDPOINT)
 
 
 @contextmanager
@@ -171,6 +243,11 @@ def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
         for cause in _causes(e):
             if isinstance(cause, errors.HfHubHTTPError):
                 raise _explain(doing, cause) from None
+            if isinstance(cause, errors.OfflineModeIsEnabled):
+                raise NetworkError(
+                    f"cannot {doing}: it is not in the Hub's cache, and nothing else was asked.",
+                    hint="connect (unset HF_HUB_OFFLINE), and run the same command again.",
+                ) from None
             if isinstance(cause, (http_error, ConnectionError, TimeoutError)):
                 raise _no_answer(doing, cause) from None
             if isinstance(cause, json.JSONDecodeError):
@@ -180,6 +257,8 @@ def network_errors(doing: str, *also: type[Exception]) -> Iterator[None]:
                 ) from None
         if isinstance(e, errors.LocalEntryNotFoundError):
             raise _no_answer(doing, e) from None
+        if isinstance(e, OSError) and e.errno is None:  # fewer bytes than announced
+            raise NetworkError(f"cannot {doing}: the transfer broke off.", hint=_AGAIN) from None
         if isinstance(e, also):
             first = redact(str(e)).strip().split("\n")[0]
             raise NetworkError(f"cannot {doing}: {first}", hint=_AGAIN) from None
@@ -194,10 +273,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _no_answer(doing: str, error: BaseException) -> NetworkError:
-    from huggingface_hub import constants
-
     return NetworkError(
-        f"cannot {doing}: no answer from {constants.ENDPOINT} ({type(error).__name__}).",
+        f"cannot {doing}: no answer from {public(endpoint())} ({type(error).__name__}).",
         hint=f"check the network (and HF_ENDPOINT, HF_HUB_OFFLINE), then {_AGAIN}",
     )
 
@@ -207,11 +284,20 @@ _AGAIN = "run the same command again: what has arrived is not sent twice."
 
 
 def _explain(doing: str, error: Any) -> NetworkError:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     status = error.response.status_code
     said = "; ".join(redact(error.server_message or "").split("\n")).strip().rstrip(".")
     wait = error.response.headers.get("Retry-After")
     full = status == 403 and re.search("storage|quota", said, re.I)
-    match status:
+    detail = f": {said}" if said else ""
+    if error.response.headers.get("X-Error-Code") == "GatedRepo":
+        return NetworkError(
+            f"cannot {doing}: the repository is gated (HTTP {status}{detail}).",
+            hint="ask for access on its page, then set HF_TOKEN or run `hf auth login`.",
+        )
+    unknown = isinstance(error, RepositoryNotFoundError)  # 401 without a token, 404 with one
+    match 404 if unknown else status:
         case 401:
             why, hint = "the token is missing or wrong", _TOKEN_HINT
         case 402 | 413 | 507 | 403 if status != 403 or full:
@@ -226,10 +312,4 @@ def _explain(doing: str, error: Any) -> NetworkError:
             hint = f"wait, then {_AGAIN}"
         case _:
             why, hint = "the Hub could not do it", _AGAIN
-    detail = f": {said}" if said else ""
     return NetworkError(f"cannot {doing}: {why} (HTTP {status}{detail}).", hint=hint)
-
-
-def redact(text: str) -> str:
-    """The text without tokens and without query strings of URLs (they can hold signatures)."""
-    return re.sub(r"hf_\w+", "hf_***", re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text))

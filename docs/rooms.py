@@ -29,7 +29,8 @@ GROUND: dict[str, tuple[str, ...]] = {
     "progress": (),
     "csvfile": ("errors",),
     "tables": (),
-    "hub": ("errors",),
+    "secrets": (),
+    "hub": ("errors", "schema", "secrets"),
 }
 """Modules at the top of builder/ and what they import of each other."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ class Fault:
     drop_after: int | None = None  # close the connection behind so many bytes of the answer
     announce: int | None = None  # a wrong Content-Length
     page: str | None = None  # a web page in place of the file
+    body: bytes | None = None  # other bytes in place of the file
+    slow: float = 0.0  # seconds between two pieces of 64 KiB of the answer
     skip: bool = False  # nothing: behave
 
 
@@ -51,6 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
         state.log.append((self.path, headers))
         queue = state.faults.get(self.path, [])
         fault = queue.pop(0) if queue else Fault()
+        if fault.body is not None:
+            self._answer(fault.status, fault.body, fault, "application/octet-stream")
+            return
         if self.path not in state.files and fault.page is None and fault.status == 200:
             fault = Fault(status=404)
         if fault.status != 200 or fault.page is not None:
@@ -81,7 +87,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         sent = body if fault.drop_after is None else body[: fault.drop_after]
-        self.wfile.write(sent)
+        step = 1 << 16 if fault.slow else max(1, len(sent))
+        for i in range(0, len(sent), step):
+            time.sleep(fault.slow)
+            try:
+                self.wfile.write(sent[i : i + step])
+            except ConnectionError:  # the client left
+                self.close_connection = True
+                return
         if len(sent) != length:
             self.close_connection = True
 

@@ -1,10 +1,10 @@
 """A loopback stand-in for the Hugging Face Hub, for tests only. It is not the Hub.
 
 It serves, on 127.0.0.1, the endpoints that huggingface_hub and datasets use for dataset
-repositories, and keeps what it gets: commits with parents and trees, LFS objects, tags, pull
-requests. The real clients run against it unchanged (`HF_ENDPOINT=hub.url`,
-`HF_HUB_DISABLE_XET=1`). Known differences: no Xet, no multipart upload, no pagination, no
-web pages; tokens are the ones a test declares.
+repositories, and the files of model repositories (under the same ids). It keeps what it gets:
+commits with parents and trees, LFS objects, tags, pull requests. The real clients run against it
+unchanged (`HF_ENDPOINT=hub.url`, `HF_HUB_DISABLE_XET=1`). Known differences: no Xet, no multipart
+upload, no pagination, no web pages; tokens are the ones a test declares.
 
 Failures are injected with `hub.fail(Fault(...))`; `hub.log` holds every request.
 """
@@ -113,6 +113,7 @@ class Commit:
 @dataclass
 class Repo:
     private: bool
+    gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -186,12 +187,23 @@ class Hub:
         """The logged requests of a method whose path matches."""
         return [r for r in self.log if r.method == method and re.search(pattern, r.path)]
 
-    def push(self, repo_id: str, path: str, data: bytes, title: str = "Edit by hand") -> str:
-        """A commit on main by somebody else, past all our clients."""
+    def push(
+        self,
+        repo_id: str,
+        path: str,
+        data: bytes,
+        title: str = "Edit by hand",
+        *,
+        branch: str = "main",
+    ) -> str:
+        """A commit by somebody else, past all our clients; makes the repository if need be."""
         with self.lock:
-            repo = self.repos[repo_id]
-            tree = {**repo.resolve("main").tree, path: Blob(data, path.endswith(".parquet"))}  # type: ignore[union-attr]
-            return repo.add("main", tree, title, "", "bob").oid
+            repo = self.repos.setdefault(repo_id, Repo(private=False))
+            head = repo.resolve(branch)
+            blob = Blob(data, path.endswith((".parquet", ".safetensors")))
+            repo.lfs |= {blob.sha256: data} if blob.lfs else {}
+            tree = {**(head.tree if head else {}), path: blob}
+            return repo.add(branch, tree, title, "", "bob").oid
 
     # -- routes -------------------------------------------------------------------------
 
@@ -220,6 +232,11 @@ class Hub:
         member = user is not None and owner in (user["name"], *user["orgs"])
         if found is None or (found.private and not member):
             raise Refused(401 if user is None else 404, "RepoNotFound", "Repository not found")
+        if found.gated and not member:
+            said = (
+                f"Access to model {repo} is restricted. Visit {self.url}/{repo} to ask for access."
+            )
+            raise Refused(401 if user is None else 403, "GatedRepo", said)
         if write and not (member and user is not None and user["role"] == "write"):
             raise Refused(
                 403 if user else 401, "", "You don't have the rights to write to this repository"
@@ -528,7 +545,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("POST", r"/datasets/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", Hub.lfs_batch),
     ("PUT", f"/lfs/{_ID}/(?P<oid>[0-9a-f]+)", Hub.lfs_put),
     ("POST", f"/lfs/{_ID}/(?P<oid>[0-9a-f]+)/verify", Hub.lfs_verify),
-    ("GET", f"/datasets/{_ID}/resolve/{_REV}/(?P<path>.+)", Hub.resolve),
+    ("GET", f"(?:/datasets)?/{_ID}/resolve/{_REV}/(?P<path>.+)", Hub.resolve),
     ("GET", f"/cdn/{_ID}/(?P<oid>[0-9a-f]+)", Hub.cdn),
 )
 

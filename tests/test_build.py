@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import build_toy, write_cohort
-from fileserver import serve
+from fileserver import Fault, serve
 from toy_networks import Toy, huge, wide
 
 from builder import schema
@@ -327,6 +327,7 @@ def test_ctrl_c_ends_a_build_inside_a_model_and_a_later_build_goes_on(tmp_path: 
     with serve() as server:
         file = checkpoint(tmp_path / "w.pt", huge, 1)
         server.files["/w.pt"] = file.read_bytes()
+        server.faults["/w.pt"] = [Fault(slow=0.05)]
         cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-beta": file})
         text = cohort.read_text().replace(str(file), f"{server.url}/w.pt")
         cohort.write_text(text.replace("toy_networks:wide", "toy_networks:huge"))

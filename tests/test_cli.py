@@ -102,6 +102,16 @@ def test_a_failed_model_is_told_and_exits_with_1(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_reason_that_models_share_was_told_once_for_each_and_named_it_twice(tmp_path: Path):
+    address = "http://weights.invalid/w.pt"
+    names = ("cifar10-robust-alpha", "cifar10-standard-beta")
+    cohort = write_cohort(tmp_path / "c.csv", dict.fromkeys(names, address))
+    done = run("build", "--cohort", cohort, "--out", tmp_path / "out", "-q")
+    assert done.returncode == 4
+    assert done.stderr.count("weights.invalid does not resolve") == 1
+    assert [done.stderr.count(name) for name in names] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -231,6 +241,14 @@ def test_a_folder_that_is_not_there_is_no_address_on_the_hub(
     done = run(*args, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 2, done.stderr
     assert "there is no folder" in done.stderr and "hf://datasets/ORG/NAME@TAG" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("verify",), ("publish", "--repo-id", "a/b")], ids=" ".join)
+def test_a_command_that_reads_a_folder_took_an_address_on_the_hub_for_one(command: tuple[str, ...]):
+    done = run(*command, "hf://datasets/org/name@v0.1.0")
+    assert done.returncode == 2
+    assert "hf://datasets/org/name@v0.1.0 is on the Hub" in done.stderr
+    assert "hf download org/name --repo-type dataset --revision v0.1.0" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["hf://datasets/org/name", "org/name@v0.1.0"])

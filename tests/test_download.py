@@ -37,16 +37,19 @@ def server() -> Iterator[FileServer]:
 
 
 def get(
-    server: FileServer, folder: Path, waits: list[float] | None = None, path: str = PATH
+    server: FileServer,
+    folder: Path,
+    pause: Callable[[float], None] = lambda seconds: None,
+    path: str = PATH,
 ) -> str:
-    pauses = [] if waits is None else waits
     return download(
         server.url + path,
         folder / "w.pt",
+        shown="the file",
         check=file_sha256,
         subject="net",
         report=silent,
-        pause=pauses.append,
+        pause=pause,
     )
 
 
@@ -69,6 +72,7 @@ def test_progress_is_told_with_the_total(server: FileServer, tmp_path: Path) -> 
     download(
         server.url + PATH,
         tmp_path / "w.pt",
+        shown="the file",
         check=file_sha256,
         subject="net",
         report=lambda *p: told.append(p),
@@ -104,15 +108,34 @@ def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
     def change(_: float) -> None:
         server.files[PATH] = DATA[::-1]
 
-    download(
-        server.url + PATH,
-        tmp_path / "w.pt",
-        check=file_sha256,
-        subject="net",
-        report=silent,
-        pause=change,
-    )
+    get(server, tmp_path, change)
     assert (tmp_path / "w.pt").read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize("shown", ["etag", "modified", "length", "nothing"])
+def test_the_rest_of_another_file_was_appended_where_a_server_ignores_if_range(
+    server: FileServer, tmp_path: Path, shown: str
+) -> None:
+    other = DATA[::-1] + (b"longer" if shown == "length" else b"")
+    rest = {"Content-Range": f"bytes {2 * BLOCK}-{len(other) - 1}/{len(other)}"}
+    if shown == "etag":
+        rest["ETag"] = '"another"'
+    elif shown == "modified":
+        rest["Last-Modified"] = "Thu, 02 Jan 2025 00:00:00 GMT"
+    server.validators = False  # those of the faults alone
+    first = {"ETag": '"one"'} if shown in ("etag", "length", "nothing") else {}
+    first |= {"Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
+    server.faults[PATH] = [
+        Fault(drop_after=2 * BLOCK, headers=first),
+        Fault(status=206, body=other[2 * BLOCK :], headers=rest),
+    ]
+
+    def change(_: float) -> None:
+        server.files[PATH] = other
+
+    get(server, tmp_path, change)
+    assert (tmp_path / "w.pt").read_bytes() == other
+    assert server.ranges_asked() == [None, f"bytes={2 * BLOCK}-", None]
 
 
 @pytest.mark.parametrize("missing", ["ranges", "validators"])
@@ -139,7 +162,7 @@ def test_a_wrong_length_never_gets_the_final_name(server: FileServer, tmp_path: 
     server.ranges = False
     waits: list[float] = []
     with pytest.raises(NetworkError, match="before the announced length"):
-        get(server, tmp_path, waits)
+        get(server, tmp_path, waits.append)
     assert not (tmp_path / "w.pt").exists()
     assert len(waits) == ATTEMPTS - 1
     assert waits == sorted(waits)  # backs off
@@ -152,7 +175,7 @@ def test_429_waits_as_long_as_the_server_asks(server: FileServer, tmp_path: Path
         Fault(status=503, headers={"Retry-After": later}),
     ]
     waits: list[float] = []
-    get(server, tmp_path, waits)
+    get(server, tmp_path, waits.append)
     assert waits[0] == 7
     assert 20 < waits[1] <= 30
 
@@ -214,7 +237,14 @@ def test_a_file_that_fails_its_check_is_removed(server: FileServer, tmp_path: Pa
         raise digests.WrongContent("not this one")
 
     with pytest.raises(BuilderError, match="not this one"):
-        download(server.url + PATH, tmp_path / "w.pt", check=check, subject="net", report=silent)
+        download(
+            server.url + PATH,
+            tmp_path / "w.pt",
+            shown="the file",
+            check=check,
+            subject="net",
+            report=silent,
+        )
     assert left(tmp_path) == []
 
 
@@ -225,7 +255,14 @@ def test_a_check_that_fails_for_other_reasons_keeps_what_arrived(
         raise BuilderError("cannot write the digests")
 
     with pytest.raises(BuilderError, match="cannot write the digests"):
-        download(server.url + PATH, tmp_path / "w.pt", check=check, subject="net", report=silent)
+        download(
+            server.url + PATH,
+            tmp_path / "w.pt",
+            shown="the file",
+            check=check,
+            subject="net",
+            report=silent,
+        )
     assert (tmp_path / "w.pt.part").read_bytes() == DATA
     get(server, tmp_path)
     assert server.ranges_asked() == [None, f"bytes={len(DATA)}-"]  # asked for nothing it had
@@ -263,7 +300,14 @@ def test_a_disk_that_fills_up_is_one_sentence_and_a_later_run_goes_on(
 
     def run(report: Report) -> str:
         path = small_disk / "w.pt"
-        return download(server.url + PATH, path, check=file_sha256, subject="net", report=report)
+        return download(
+            server.url + PATH,
+            path,
+            shown="the file",
+            check=file_sha256,
+            subject="net",
+            report=report,
+        )
 
     with pytest.raises(BuilderError, match="disk is full"):
         run(fill)

@@ -380,6 +380,26 @@ def test_a_release_that_holds_the_token_is_refused(
     assert "hf_secret" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://alice:hunter2@host/a.pt",
+        "https://host/a.pt?X-Amz-Signature=hunter2",
+        "glpat-" + "a1" * 10,
+    ],
+)
+def test_a_release_with_a_signed_address_was_sent(tmp_path: Path, address: str) -> None:
+    from builder.errors import BuilderError
+    from builder.publish.rules import check_private
+
+    text = (write_tiny_release(tmp_path / "a", models=PAIR) / "manifest.json").read_text()
+    manifest = text.replace("embedded:synthetic", address)
+    assert manifest != text
+    with pytest.raises(BuilderError, match="or a secret") as e:
+        check_private(tmp_path, {"manifest.json": manifest.encode()})
+    assert "hunter2" not in f"{e.value} {e.value.hint}"
+
+
 # -- network and rights -----------------------------------------------------------------------
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import gzip
 import io
 import os
 import pickle
+import socket
 import sys
 import tarfile
 from collections import OrderedDict
@@ -19,7 +21,6 @@ from urllib.parse import quote
 import pytest
 import torch
 from fileserver import Fault, FileServer, serve
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from builder.cohort.registry import ModelSpec, load_cohort
@@ -69,9 +70,8 @@ def normalised() -> nn.Module:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     with serve() as s:
-        for name in ("RFL_DRIVE_URL", "RFL_ZENODO_URL", "HF_ENDPOINT"):
+        for name in ("RFL_DRIVE_URL", "RFL_ZENODO_URL"):
             monkeypatch.setenv(name, s.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield s
 
 
@@ -398,23 +398,6 @@ def test_zenodo_tar_with_a_lightning_checkpoint(
     )
 
 
-def test_timm_from_the_hub(server: FileServer, tmp_path: Path) -> None:
-    model = listed("imagenet-standard-resnet18.tv_in1k")
-    wanted = random_state(sources.construct(model.constructor))
-    server.files["/timm/resnet18.tv_in1k/resolve/main/model.safetensors"] = save_safetensors(wanted)
-    assert agree(load(model, tmp_path), wanted)
-
-
-def test_hub_addresses_have_a_revision_and_send_the_token(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    wanted = random_state(Tiny())
-    server.files["/me/nets/resolve/v1.0/a/b.safetensors"] = save_safetensors(wanted)
-    assert agree(load(spec("hf://me/nets/a/b.safetensors@v1.0"), tmp_path), wanted)
-    assert server.log[0][1]["authorization"] == "Bearer secret"
-
-
 def test_any_url(server: FileServer, tmp_path: Path) -> None:
     wanted = random_state(Tiny())
     server.files["/nets/w.pth?x=1"] = torch_bytes(wanted)
@@ -437,6 +420,56 @@ def test_a_url_with_white_space_is_pinned_as_it_goes_over_the_wire(
     assert agree(load(spec(f"{server.url}/other.pt"), tmp_path), wanted)  # reads the pins
     pinned = digests.read_pins(tmp_path / "checkpoints.lock")
     assert list(pinned) == [f"{server.url}/my{quote(space)}net.pt", f"{server.url}/other.pt"]
+
+
+@pytest.mark.parametrize("part", ["userinfo", "query"])
+def test_a_secret_of_an_address_went_into_pins_urls_and_messages(
+    server: FileServer, tmp_path: Path, part: str
+) -> None:
+    wanted = random_state(Tiny())
+    host = server.url.removeprefix("http://")
+    user, query = ("alice:hunter2@", "") if part == "userinfo" else ("", "&X-Amz-Signature=hunter2")
+    path = f"/w.pt?v=1{query}"
+    server.files[path] = torch_bytes(wanted)
+    model = spec(f"http://{user}{host}{path}")
+    fetched = fetch(model, tmp_path)
+    assert agree(weights(model, fetched), wanted)
+    assert server.log[0][0] == path
+    if user:
+        assert server.log[0][1]["authorization"].startswith("Basic ")
+    assert fetched.urls == (f"{server.url}/w.pt?v=1",) == (sources.describe(model).url,)
+    assert list(digests.read_pins(tmp_path / "checkpoints.lock")) == list(fetched.urls)
+    sources.discard(fetched)
+    page = "<html><title>sign in</title></html>"
+    for fault in (Fault(status=403), Fault(status=404), Fault(page=page), Fault(announce=1 << 40)):
+        server.faults[path] = [fault]
+        with pytest.raises(BuilderError) as error:
+            fetch(model, tmp_path)
+        assert "/w.pt?v=1" in str(error.value)
+        assert "hunter2" not in f"{error.value} {error.value.hint}"
+    server.files[path] = torch_bytes(random_state(Tiny(), 2))
+    with pytest.raises(BuilderError, match="is not the file it was") as error:
+        fetch(model, tmp_path)
+    assert "hunter2" not in f"{error.value} {error.value.hint}"
+
+
+def test_two_files_told_apart_by_a_secret_alone_were_one_in_the_cache(
+    server: FileServer, tmp_path: Path
+) -> None:
+    for key in ("one", "two"):
+        server.files[f"/get?key={key}"] = torch_bytes(random_state(Tiny(), len(key) + ord(key[0])))
+    fetch(spec(f"{server.url}/get?key=one"), tmp_path)
+    with pytest.raises(BuilderError, match="is not the file it was"):
+        fetch(spec(f"{server.url}/get?key=two"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/w.pt", "ftp://a:hunter2@h/w.pt", "https://a:hunter2@"]
+)
+def test_a_wrong_address_is_named_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError) as error:
+        fetch(spec(url), tmp_path)
+    assert "hunter2" not in str(error.value)
 
 
 def test_the_embedded_default_needs_no_network_and_is_never_deleted(tmp_path: Path) -> None:
@@ -579,6 +612,68 @@ def test_a_truncated_file_is_neither_kept_nor_pinned(
     assert agree(load(model, tmp_path), random_state(Tiny()))
 
 
+@pytest.mark.parametrize("packed", ["zip", "tar"])
+def test_a_flipped_bit_was_read_as_a_weight_and_its_digest_pinned(
+    server: FileServer, tmp_path: Path, packed: str
+) -> None:
+    wanted = random_state(Tiny())
+    data = torch_bytes(wanted)
+    at = data.index(wanted["conv1.weight"].numpy().tobytes()) + 8
+    bad = data[:at] + bytes([data[at] ^ 64]) + data[at + 1 :]
+    wrap = (lambda inner: tar_of("a/w.ckpt", inner)) if packed == "tar" else (lambda inner: inner)
+    model = spec(f"{server.url}/w.pt")
+    server.files["/w.pt"] = wrap(bad)
+    with pytest.raises(BuilderError, match="does not meet its checksum"):
+        fetch(model, tmp_path)
+    assert digests.read_pins(tmp_path / "checkpoints.lock") == {}
+    server.files["/w.pt"] = wrap(data)
+    assert agree(load(model, tmp_path), wanted)
+
+
+def test_a_checkpoint_that_torch_wrote_without_checksums_is_read(
+    server: FileServer, tmp_path: Path
+) -> None:
+    wanted = random_state(Tiny())
+    torch.serialization.set_crc32_options(False)
+    try:
+        server.files["/w.pt"] = torch_bytes(wanted)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert agree(load(spec(f"{server.url}/w.pt"), tmp_path), wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><html><title>w.pt at main</title></html>", "web page"),
+    ],
+)
+def test_what_stands_in_a_checkpoints_place_is_named(
+    server: FileServer, tmp_path: Path, body: bytes, said: str
+) -> None:
+    (tmp_path / "w.pt").write_bytes(body)
+    local = spec(str(tmp_path / "w.pt"))
+    with pytest.raises(BuilderError, match=said):
+        weights(local, fetch(local, tmp_path))
+    server.files["/w.pt"] = body
+    with pytest.raises(BuilderError, match=said):
+        fetch(spec(f"{server.url}/w.pt"), tmp_path)
+
+
+def test_the_page_that_shows_a_file_is_told_from_a_refusal(
+    server: FileServer, tmp_path: Path
+) -> None:
+    page = "<html><title>w.pt at main</title></html>"
+    server.faults["/o/r/blob/main/w.pt"] = [Fault(page=page)]
+    with pytest.raises(NetworkError, match="is the page that shows the file") as error:
+        fetch(spec(f"{server.url}/o/r/blob/main/w.pt"), tmp_path)
+    assert "/resolve/" in error.value.hint and "/raw/" in error.value.hint
+
+
 def test_a_hostile_file_from_a_server_runs_nothing_and_is_not_kept(
     server: FileServer, tmp_path: Path
 ) -> None:
@@ -658,9 +753,71 @@ def test_without_network_the_error_says_what_a_file_by_hand_would_be_called(
     model = listed("cifar10-robust-Carmon2019Unlabeled")
     with pytest.raises(NetworkError) as error:  # the server does not have it
         fetch(model, tmp_path, tmp_path)
-    assert "cifar10-robust-Carmon2019Unlabeled" in str(error.value)
     assert "cifar10/Linf/Carmon2019Unlabeled.pt" in error.value.hint
     assert "--checkpoints" in error.value.hint
+
+
+def test_a_host_without_an_address_was_asked_again_and_again_for_every_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def counted(host: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(str(host))
+        return look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", counted)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    resolves = sources.resolver()
+    for checkpoint in ("http://a.invalid/x.pt", "http://a.invalid/y.pt", "timm:a", "hf://o/r/b"):
+        with pytest.raises(NetworkError, match="does not resolve") as error:
+            sources.fetch(
+                spec(checkpoint),
+                cache=tmp_path / "cache",
+                checkpoints=None,
+                pins=tmp_path / "checkpoints.lock",
+                report=lambda *_: None,
+                resolves=resolves,
+            )
+        assert "cifar10-robust-Net" not in str(error.value)  # whoever shows it names the model
+    assert asked.count("a.invalid") == asked.count("hub.invalid") == 1
+
+
+@pytest.mark.parametrize("where", ["local", "by hand", "inside"])
+def test_a_file_without_the_right_to_read_it_is_one_models_failure(
+    tmp_path: Path, where: str
+) -> None:
+    name = "cifar10-robust-Net.pt"
+    saved(tmp_path, random_state(Tiny()), name)
+    closed = tmp_path if where == "inside" else tmp_path / name
+    checkpoint = "https://x.invalid/w.pt" if where == "by hand" else str(tmp_path / name)
+
+    def attempt() -> None:
+        with pytest.raises(BuilderError, match=f"cannot read the checkpoint .*{tmp_path.name}"):
+            fetch(spec(checkpoint), tmp_path / "x", tmp_path if where == "by hand" else None)
+
+    without_rights(closed, attempt)
+
+
+def without_rights(closed: Path, attempt: Callable[[], None]) -> None:
+    """Run something in a process that may not read a file or folder, as root is never refused."""
+    for parent in closed.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    closed.chmod(0o000)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            attempt()
+            code = 0
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    closed.chmod(0o700)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 # Constructors

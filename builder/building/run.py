@@ -27,6 +27,7 @@ from builder.release.write import filter_writer
 from builder.sources import fetch as sources
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
+from builder.sources.hosts import Resolves, resolver
 from builder.sources.seeded import SeededState
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _changed(spec: ModelSpec, sha256: str | None) -> bool:
         return False
     try:
         return file_sha256(local_file(spec, address)) != sha256
-    except UsageError:
+    except (UsageError, OSError):  # gone, or not to be read
         return False
 
 
@@ -194,6 +195,7 @@ def _build_models(
     """Build every model that is not finished; reasons of those that failed."""
     failures: dict[str, BuilderError] = {}
     stop = threading.Event()
+    resolves = resolver()
 
     def report_or_stop(subject: str, what: str, done: int, total: int | None) -> None:
         if stop.is_set():
@@ -209,7 +211,7 @@ def _build_models(
             report(model_id, "already there", position, len(planned))
             return
         try:
-            build_model(workspace, p, options, device, report_or_stop)
+            build_model(workspace, p, options, device, report_or_stop, resolves)
         except _Stopped:
             return
         except BuilderError as e:
@@ -234,7 +236,12 @@ def _build_models(
 
 
 def build_model(
-    workspace: Workspace, p: PlannedModel, options: Options, device: str, report: Report
+    workspace: Workspace,
+    p: PlannedModel,
+    options: Options,
+    device: str,
+    report: Report,
+    resolves: Resolves | None = None,
 ) -> None:
     """Fetch, extract, measure, write and journal one model."""
     spec = p.spec
@@ -252,6 +259,7 @@ def build_model(
             checkpoints=options.checkpoints,
             pins=options.pins,
             report=report,
+            resolves=resolves,
         )
         state = sources.load_state(spec, fetched, meta)
     path = schema.filters_path(spec.dataset, spec.model_id)

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 import builder
 from builder import __version__, progress
-from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError
+from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError, UsageError
 from builder.tables import write_rows
 
 
@@ -60,6 +60,20 @@ app = typer.Typer(
 bench = typer.Typer(help="Benchmarks. Quote ratios of one run: machines are noisy.")
 app.add_typer(bench, name="bench")
 
+
+def _a_folder(release: Path) -> Path:
+    if str(release).startswith("hf:"):
+        address = str(release).replace("hf:/", "hf://", 1)
+        repo_id, _, tag = address.removeprefix("hf://datasets/").partition("@")
+        raise UsageError(
+            f"{address} is on the Hub; this command reads a folder.",
+            hint=f"fetch it first: hf download {repo_id} --repo-type dataset"
+            + (f" --revision {tag}" if tag else "")
+            + " --local-dir FOLDER",
+        )
+    return release
+
+
 CohortOption = Annotated[
     str, typer.Option("--cohort", help="mini, paper, or the path of a cohort CSV.")
 ]
@@ -73,7 +87,9 @@ ReleaseOption = Annotated[
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="DuckDB's memory, e.g. 4GB.")
 ]
-Release = Annotated[Path, typer.Argument(help="A release folder, e.g. out/mini.")]
+Release = Annotated[
+    Path, typer.Argument(help="A release folder, e.g. out/mini.", callback=_a_folder)
+]
 Address = Annotated[str, typer.Argument(help="A folder, or hf://datasets/org/name@tag.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,11 +90,6 @@ def _chosen(cohort: str) -> Cohort:
     return chosen
 
 
-def _say_failures(failures: dict[str, BuilderError]) -> None:
-    for model_id, error in failures.items():
-        say(f"failed: {model_id}: {error}" + (f"\n  {error.hint}" if error.hint else ""))
-
-
 @app.command()
 def build(
     cohort: CohortOption = "mini",
@@ -162,6 +158,16 @@ def build(
     _summary(root, outcome.already_there)
     if outcome.problems:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _say_failures(failures: Mapping[str, BuilderError]) -> None:
+    """Every failed model by name, and each reason once, however many models share it."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for model_id, error in failures.items():
+        reason = str(error).removeprefix(f"{model_id}: ")
+        models.setdefault((reason, error.hint), []).append(model_id)
+    for (reason, hint), names in models.items():
+        say(f"failed: {', '.join(names)}: {reason}" + (f"\n  {hint}" if hint else ""))
 
 
 def _summary(root: Path, already_there: bool) -> None:

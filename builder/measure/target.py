@@ -135,8 +135,8 @@ def measure_checkpoint(
 
 @dataclass(frozen=True)
 class _Network:
-    """The weights of one network in a checkpoint: what a user calls it, its tensors by plain key, and
-    the architecture that these meet."""
+    """One network in a checkpoint: what a user calls it, its tensors by plain key, and the
+    architecture that these meet."""
 
     name: str
     weights: dict[str, StoredTensor | Computed]
@@ -176,7 +176,7 @@ def _recognised(checkpoint: Checkpoint, inside: str | None) -> tuple[Mapping[str
 
 def _networks(source: StateDict) -> Iterator[_Network]:
     """The network that a state dict holds, or those below its first names where each is one."""
-    tensors = source.tensors | computed_weights(source.tensors)
+    tensors = {**source.tensors, **computed_weights(source.tensors)}
     whole = {plain_key(k): t for k, t in tensors.items() if not isinstance(t, Unreadable)}
     if not any(len(t.shape) == 4 for t in whole.values()):
         return

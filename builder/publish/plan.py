@@ -21,6 +21,7 @@ from builder.release.manifest import Manifest, file_facts
 from builder.release.reader import open_release
 from builder.release.texts import seal
 from builder.release.versions import parse_version
+from builder.secrets import redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -320,7 +321,7 @@ def _check_history(
         if not mine and not made_with_repository:
             raise BuilderError(
                 f"main of {repo_id} has a commit that this publication did not make: "
-                f"{commit.commit_id[:12]} {hub.redact(commit.title)!r} by "
+                f"{commit.commit_id[:12]} {redact(commit.title)!r} by "
                 f"{', '.join(commit.authors)}. Nothing was overwritten.",
                 hint=f"look at it; to publish on top of it, pass --parent {head}.",
             )

@@ -16,6 +16,7 @@ from builder.check.verify import verify
 from builder.errors import BuilderError, NetworkError
 from builder.release.manifest import Manifest, read_manifest
 from builder.release.versions import parse_version
+from builder.secrets import holds_secret
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -73,7 +74,7 @@ def check_token(client: HfApi, repo_id: str, write: bool = True) -> str:
 
 
 def check_private(root: Path, files: Mapping[str, Path | bytes]) -> None:
-    """Refuse a release that names folders of this machine or holds the token."""
+    """Refuse a release that names folders of this machine, or holds a token or a signed address."""
     from huggingface_hub import get_token
 
     home = str(Path.home()).rstrip("/")
@@ -81,7 +82,7 @@ def check_private(root: Path, files: Mapping[str, Path | bytes]) -> None:
     pattern = "|".join(re.escape(s) for s in secrets if s) + r"|^(?:/|~/|[A-Z]:\\)"
     for path, source in files.items():
         for text in _texts(path, source):
-            if re.search(pattern, text):
+            if re.search(pattern, text) or holds_secret(text):
                 raise BuilderError(
                     f"{path} holds a path of this machine or a secret; it is not published.",
                     hint="use a public address in the cohort's `checkpoint`, and build again.",

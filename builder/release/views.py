@@ -19,9 +19,17 @@ from builder import hub, schema
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.files import project_file
 from builder.release.manifest import Manifest, filter_files
+from builder.secrets import redact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from huggingface_hub import HfFileSystem
+
     from builder.release.reader import Release
+
+
+_AWAY = "filters of a release that are not in the cache of the Hub, which does not answer"
 
 
 @contextmanager
@@ -41,7 +49,7 @@ def open_views(
     """
     with connect(memory_limit=memory_limit, threads=threads) as con:
         if release.address.startswith("hf://"):
-            con.register_filesystem(hub.duckdb_filesystem())
+            con.register_filesystem(_files_on_the_hub(release))
         create_views(con, release.address, release.manifest)
         yield con
 
@@ -69,6 +77,19 @@ def connect(
             yield con
 
 
+def _files_on_the_hub(release: Release) -> HfFileSystem:
+    """The files of a release on the Hub: filters where they lie, all else in the Hub's cache."""
+    place = hub.parse(release.address)
+    sizes = {path: facts["bytes"] for path, facts in release.manifest["files"].items()}
+
+    def local(path: str) -> Path | None:
+        if schema.filters_key(path) and not hub.is_cached(place, path):
+            return None
+        return release.fetch(path)
+
+    return hub.duckdb_filesystem(place, sizes, local)
+
+
 def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) -> None:
     """Run views.sql on a release; a release without filters gets an empty view of them.
 
@@ -84,9 +105,25 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) 
     for statement in duckdb.extract_statements(views):
         if not has_filters and "view filters" in statement.query:
             con.register("filters", schema.FILTERS.arrow.empty_table())
-        else:
+            continue
+        try:
             with explained("the views"):
                 con.execute(statement)
+        except BuilderError:
+            if not ("view filters" in statement.query and root.startswith("hf://")):
+                raise
+            _say_when_asked(con)
+
+
+def _say_when_asked(con: duckdb.DuckDBPyConnection) -> None:
+    """A view `filters` that fails when it is read: the small tables are there without it."""
+    con.register("no_filters", schema.FILTERS.arrow.empty_table())
+    failure = f"error('{_AWAY}')"
+    columns = ", ".join(
+        f'{failure}::{kind} as "{name}"'
+        for name, kind, *_ in con.execute("describe no_filters").fetchall()
+    )
+    con.execute(f"create or replace view filters as select {columns} where {failure} is null")
 
 
 def literal(path: str | Path) -> str:
@@ -127,14 +164,20 @@ def explained(name: str) -> Iterator[None]:
             f"{name}: out of memory: {first_line(e)}", hint="try a higher --memory-limit."
         ) from None
     except (duckdb.IOException, duckdb.HTTPException) as e:
-        text = hub.redact(first_line(e))
+        text = redact(first_line(e))
         if "hf://" in text or "HTTP" in text:
             raise NetworkError(f"{name}: {text}") from None
         raise UsageError(
             f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
         ) from None
     except duckdb.Error as e:
-        raise UsageError(f"{name}: {hub.redact(str(e).strip())}") from None
+        if _AWAY in str(e):
+            raise NetworkError(
+                f"{name}: {_AWAY}.",
+                hint="connect (unset HF_HUB_OFFLINE), or fetch the release once: "
+                "hf download ORG/NAME --repo-type dataset --revision TAG",
+            ) from None
+        raise UsageError(f"{name}: {redact(str(e).strip())}") from None
 
 
 def first_line(error: Exception) -> str:

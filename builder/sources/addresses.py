@@ -19,12 +19,13 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
 from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
+from builder.secrets import public
 from builder.sources.constructors import robustbench_entry, robustbench_name
 from builder.sources.packing import SUFFIXES
 
@@ -36,18 +37,20 @@ class Remote:
     """One file to download.
 
     Attributes:
-        address: the public URL, by which its digest is pinned; the same behind any mirror.
-        url: where it is fetched from: `address`, or its mirror.
+        address: the public URL, by which its digest is pinned; the same behind any mirror, and
+            without passwords or signatures.
+        url: where it is fetched from: `address` whole, or its mirror.
         name: its file name.
         by_hand: names under which `--checkpoints DIR` may hold the same bytes, best first. None
             for names that do not tell one model from another.
+        hub: repository, path and revision, for a file that the Hub's own client fetches.
     """
 
     address: str
     url: str
     name: str
     by_hand: tuple[str, ...] = ()
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    hub: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _parse(spec: ModelSpec, text: str) -> Address:
         return _FORMS[kind](rest)
     if re.match(r"[A-Za-z][A-Za-z+]+:", text):  # two letters or more: not a Windows drive
         raise UsageError(
-            f"{spec.model_id}: checkpoint {text!r} is of no known form.",
+            f"{spec.model_id}: checkpoint {public(text)!r} is of no known form.",
             hint=f"expected {', '.join(_FORMS)}: ..., or a path.",
         )
     path = Path(text).expanduser()
@@ -131,8 +134,15 @@ def _mirror(variable: str, public: str) -> str:
     return (os.environ.get(variable) or public).rstrip("/")
 
 
-def _remote(variable: str, public: str, path: str, name: str, *by_hand: str) -> Remote:
-    return Remote(f"{public}{path}", f"{_mirror(variable, public)}{path}", name, by_hand)
+def _remote(
+    variable: str,
+    public: str,
+    path: str,
+    name: str,
+    *by_hand: str,
+    hub: tuple[str, str, str] | None = None,
+) -> Remote:
+    return Remote(f"{public}{path}", f"{_mirror(variable, public)}{path}", name, by_hand, hub)
 
 
 def _robustbench(rest: str) -> Address:
@@ -173,10 +183,8 @@ def _zenodo(rest: str) -> Address:
 
 def _hub(kind: str, repo: str, path: str, revision: str, *by_hand: str) -> Address:
     url = f"/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
-    remote = _remote("HF_ENDPOINT", HUB, url, PurePosixPath(path).name, *by_hand)
-    token = os.environ.get("HF_TOKEN")
-    if token:
-        remote.headers["Authorization"] = f"Bearer {token}"
+    hub = (repo, path, revision)
+    remote = _remote("HF_ENDPOINT", HUB, url, PurePosixPath(path).name, *by_hand, hub=hub)
     return Address(kind, (remote,), url=remote.address)
 
 
@@ -189,7 +197,7 @@ def _timm(tag: str) -> Address:
 
 def _hf(rest: str) -> Address:
     match = re.fullmatch(r"//([\w.-]+/[\w.-]+)/([^@]+)(?:@(.+))?", rest)
-    if match is None:
+    if match is None or not {"", ".", ".."}.isdisjoint(match[2].split("/")):
         raise UsageError(
             f"'hf:{rest}' should be hf://ORG/REPO/PATH or hf://ORG/REPO/PATH@REVISION."
         )
@@ -200,11 +208,15 @@ def _http(scheme: str) -> Callable[[str], Address]:
     def parse(rest: str) -> Address:
         # As it goes over the wire, and as a line of the pins can hold it.
         url = re.sub(r"\s", lambda space: quote(space[0]), f"{scheme}:{rest}")
-        parts = urlsplit(url)
-        name = PurePosixPath(parts.path).name
-        if not parts.hostname:
-            raise UsageError(f"'{url}' is no URL.")
-        return Address("http", (Remote(url, url, name or "checkpoint"),), url=url)
+        address = public(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = None
+        if not parts or not parts.hostname:
+            raise UsageError(f"'{address}' is no URL.")
+        name = PurePosixPath(parts.path).name or "checkpoint"
+        return Address("http", (Remote(address, url, name),), url=address)
 
     return parse
 

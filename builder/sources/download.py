@@ -2,7 +2,7 @@
 
 A file has its final name only when it is whole: all announced bytes are there, `check` accepts
 it, and its digest is the pinned one. Until then it is FILE.part, beside FILE.part.from with the
-server's validator, so that an interrupted download goes on where it stopped, unless the file
+server's validators, so that an interrupted download goes on where it stopped, unless the file
 has changed on the server since.
 """
 
@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -26,6 +27,7 @@ from builder.errors import BuilderError, NetworkError
 from builder.progress import Report
 from builder.sources import webpage
 from builder.sources.digests import WrongContent
+from builder.sources.validators import Validators, validators_file
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -52,8 +54,8 @@ def download(
     url: str,
     path: Path,
     *,
+    shown: str,
     check: Callable[[Path], str],
-    headers: dict[str, str] | None = None,
     subject: str,
     report: Report,
     pause: Callable[[float], None] = time.sleep,
@@ -61,9 +63,9 @@ def download(
     """Fetch `url` into `path`, going on with an earlier attempt; return what `check` returns.
 
     Args:
+        shown: what messages call the url, which may hold a password.
         check: called with the whole file before it gets its name; returns its digest, raises
             WrongContent for one that is not what was asked for.
-        headers: added to every request to the url's own host (a token, say).
         report: told `subject`, the file's name, the bytes there and the bytes expected.
         pause: sleeps between attempts.
 
@@ -77,7 +79,8 @@ def download(
     import requests
 
     part = path.with_name(path.name + ".part")
-    with _storage_errors(path):
+    tell = partial(report, subject, path.name)
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if path.exists():  # another process was faster
@@ -85,25 +88,29 @@ def download(
             with part.open("ab") as out, requests.Session() as session:
                 session.headers.update({"User-Agent": "robust-filter-lens"})
                 session.headers.update({"Accept-Encoding": "identity"})
-                tell = partial(report, subject, path.name)
-                _fetch(session, url, headers or {}, out, path, tell, pause)
+                _fetch(_Source(session, url, shown), out, path, tell, pause)
                 os.fsync(out.fileno())
             try:
                 digest = check(part)
             except WrongContent:
                 part.unlink()
-                _validator_file(path).unlink(missing_ok=True)
+                validators_file(path).unlink(missing_ok=True)
                 raise
             part.replace(path)
-            _validator_file(path).unlink(missing_ok=True)
+            validators_file(path).unlink(missing_ok=True)
             _sync_folder(path.parent)
             return digest
 
 
+@dataclass(frozen=True)
+class _Source:
+    session: Session
+    url: str
+    shown: str
+
+
 def _fetch(
-    session: Session,
-    url: str,
-    headers: dict[str, str],
+    source: _Source,
     out: IO[bytes],
     path: Path,
     tell: Callable[[int, int | None], None],
@@ -112,11 +119,12 @@ def _fetch(
     """Attempt until the file is whole."""
     import requests
 
+    furthest = out.seek(0, os.SEEK_END)
     failures = 0
     while True:
-        had = out.seek(0, os.SEEK_END)
+        tell(out.seek(0, os.SEEK_END), None)
         try:
-            _attempt(session, url, headers, out, path, tell)
+            _attempt(source, out, path, tell)
             return
         except _Retry as e:
             reason, wait = str(e), e.wait
@@ -127,12 +135,13 @@ def _fetch(
         ) as e:
             reason, wait = _reason(e), None
         except requests.RequestException as e:
-            raise NetworkError(f"cannot fetch {url}: {_reason(e)}.") from None
+            raise NetworkError(f"cannot fetch {source.shown}: {_reason(e)}.") from None
         have = out.seek(0, os.SEEK_END)
-        failures = 1 if have > had else failures + 1
+        failures = 1 if have > furthest else failures + 1
+        furthest = max(furthest, have)
         if failures >= ATTEMPTS:
             raise NetworkError(
-                f"cannot fetch {url}: {reason} ({failures} attempts in a row).",
+                f"cannot fetch {source.shown}: {reason} ({failures} attempts in a row).",
                 hint="run the same command again later: it goes on with the "
                 f"{have:,} bytes that are there.",
             )
@@ -154,44 +163,41 @@ def _reason(e: Exception) -> str:
 
 
 def _attempt(
-    session: Session,
-    url: str,
-    headers: dict[str, str],
-    out: IO[bytes],
-    path: Path,
-    tell: Callable[[int, int | None], None],
+    source: _Source, out: IO[bytes], path: Path, tell: Callable[[int, int | None], None]
 ) -> None:
     """One request, from where the part ends; two where Drive asks for confirmation."""
     have = out.seek(0, os.SEEK_END)
-    validator = _read_validator(path)
-    span = {"Range": f"bytes={have}-", "If-Range": validator} if have and validator else {}
-    with session.get(url, headers=headers | span, stream=True, timeout=_TIMEOUT) as response:
-        onward = _inspect(response, url)
+    known = Validators.read(path)
+    resumed = have and known.if_range
+    span = {"Range": f"bytes={have}-", "If-Range": known.if_range} if resumed else {}
+    get = partial(source.session.get, headers=span, stream=True, timeout=_TIMEOUT)
+    with get(source.url) as response:
+        onward = _inspect(response, source.shown)
         if onward is None:
-            _receive(response, out, path, have, tell)
+            _receive(response, source.shown, out, path, have, tell)
             return
-    with session.get(onward, headers=span, stream=True, timeout=_TIMEOUT) as response:
-        if _inspect(response, url) is not None:
-            raise NetworkError(f"{url} asks for confirmation again and again.")
-        _receive(response, out, path, have, tell)
+    with get(onward) as response:
+        if _inspect(response, source.shown) is not None:
+            raise NetworkError(f"{source.shown} asks for confirmation again and again.")
+        _receive(response, source.shown, out, path, have, tell)
 
 
-def _inspect(response: Response, url: str) -> str | None:
+def _inspect(response: Response, shown: str) -> str | None:
     """Sort out all answers that are not the file; return where a confirmation form leads."""
     code = response.status_code
     if code in _TRANSIENT:
-        raise _Retry(f"the server answers {code} {response.reason}", _retry_after(response, url))
+        raise _Retry(f"the server answers {code} {response.reason}", _retry_after(response, shown))
     if code == 416:
         return None
     if code in (401, 403):
         raise NetworkError(
-            f"{url} is refused ({code} {response.reason}).",
-            hint="if it needs a login, set HF_TOKEN, or fetch the file by hand and pass its "
-            "folder with --checkpoints.",
+            f"{shown} is refused ({code} {response.reason}).",
+            hint="if it needs a login, fetch the file by hand and pass its folder with "
+            "--checkpoints.",
         )
     if code >= 400:
         raise NetworkError(
-            f"{url} cannot be had: {code} {response.reason}.",
+            f"{shown} cannot be had: {code} {response.reason}.",
             hint="check the address; a file fetched by hand is taken from --checkpoints DIR.",
         )
     if "text/html" not in response.headers.get("Content-Type", ""):
@@ -199,11 +205,11 @@ def _inspect(response: Response, url: str) -> str | None:
     page = next(response.iter_content(_PAGE_BYTES), b"").decode("utf-8", "replace")
     onward = webpage.confirmation_link(page, response.url)
     if onward is None:
-        raise webpage.explain(page, url)
+        raise webpage.explain(page, shown)
     return onward
 
 
-def _retry_after(response: Response, url: str) -> float | None:
+def _retry_after(response: Response, shown: str) -> float | None:
     """Seconds the server asks to wait (a number or a date); None where it names none."""
     text = response.headers.get("Retry-After")
     if text is None:
@@ -217,7 +223,7 @@ def _retry_after(response: Response, url: str) -> float | None:
             return None
     if wait > MAX_WAIT:
         raise NetworkError(
-            f"{url}: the server answers {response.status_code} and asks to wait {wait:,.0f} s.",
+            f"{shown}: the server answers {response.status_code} and asks to wait {wait:,.0f} s.",
             hint="run the same command again then; it goes on with what is there.",
         )
     return max(wait, 0.0)
@@ -225,6 +231,7 @@ def _retry_after(response: Response, url: str) -> float | None:
 
 def _receive(
     response: Response,
+    shown: str,
     out: IO[bytes],
     path: Path,
     have: int,
@@ -243,14 +250,15 @@ def _receive(
             _restart(out, path)
             raise _Retry("the server sent another range than it was asked for")
         begin, total = have, None if span[2] == "*" else int(span[2])
+        if not Validators.of(response, total).agree(Validators.read(path)):
+            _restart(out, path)
+            raise _Retry("the file on the server has changed")
     if not begin:
         _restart(out, path)
-        _write_validator(path, response)
+        Validators.of(response, total).write(path)
     if total is not None:
         if total > MAX_BYTES:
-            raise NetworkError(
-                f"{response.url} has {total:,} bytes; at most {MAX_BYTES:,} are read."
-            )
+            raise NetworkError(f"{shown} has {total:,} bytes; at most {MAX_BYTES:,} are read.")
         free = shutil.disk_usage(path.parent).free
         if free < total - begin:
             raise BuilderError(
@@ -263,7 +271,7 @@ def _receive(
         out.write(block)
         at += len(block)
         if at > MAX_BYTES:
-            raise NetworkError(f"{response.url} has more than {MAX_BYTES:,} bytes.")
+            raise NetworkError(f"{shown} has more than {MAX_BYTES:,} bytes.")
         tell(at, total)
     out.flush()
     if total is not None and at != total:
@@ -278,28 +286,13 @@ def _length(response: Response) -> int | None:
 
 def _restart(out: IO[bytes], path: Path) -> None:
     out.truncate(0)
-    _validator_file(path).unlink(missing_ok=True)
-
-
-def _validator_file(path: Path) -> Path:
-    return path.with_name(path.name + ".part.from")
-
-
-def _write_validator(path: Path, response: Response) -> None:
-    """Keep what If-Range needs; weak tags do not promise equal bytes."""
-    tag = response.headers.get("ETag", "")
-    validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
-    _validator_file(path).write_text(validator)
-
-
-def _read_validator(path: Path) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return _validator_file(path).read_text()
-    return ""
+    validators_file(path).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut."""
+    """Make a rename outlive a power cut, where a folder can be opened."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -308,7 +301,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn what a disk may answer into one sentence."""
     try:
         yield

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.cohort.registry import ModelSpec
-from builder.errors import NetworkError, UsageError
+from builder.errors import BuilderError, NetworkError, UsageError
 from builder.files import file_sha256
 from builder.progress import Report
-from builder.sources import digests
+from builder.secrets import public
+from builder.sources import digests, hub_file
 from builder.sources.addresses import Address, Remote, local_file, resolve, split_inside
 from builder.sources.checkpoint import read_checkpoint
 from builder.sources.constructors import construct, instantiate
-from builder.sources.download import download
+from builder.sources.download import download, storage_errors
+from builder.sources.hosts import NoHost, Resolves, resolver
 from builder.sources.packing import SUFFIXES
 from builder.sources.state import FittedState, fit_state
+from builder.sources.watch import watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +36,7 @@ __all__ = [
     "fetch",
     "instantiate",
     "load_state",
+    "resolver",
 ]
 
 
@@ -79,6 +84,7 @@ def fetch(
     checkpoints: Path | None,
     pins: Path,
     report: Report,
+    resolves: Resolves | None = None,
 ) -> Fetched:
     """The checkpoint files of a model: by hand, from the cache, or downloaded.
 
@@ -87,38 +93,64 @@ def fetch(
         checkpoints: folder of files fetched by hand; they win over the cache and the network.
         pins: checkpoints.lock; digests of all files that have a public address are pinned at
             first use and enforced ever after.
-        report: told the model, the file's name, the bytes there and the bytes expected.
+        report: told the model, the file's name, the bytes there and the bytes expected; what it
+            raises ends the call at once, whatever a server or another process keeps it waiting for.
+        resolves: from `resolver()`, shared by the models of a build.
 
     Raises:
         UsageError: a wrong address, or a local file that is not there.
         NetworkError: a file that cannot be downloaded.
         BuilderError: a file that is not what was pinned, or is no checkpoint.
     """
-    address = resolve(spec)
-    if address.local:
-        path = local_file(spec, address)
-        read_checkpoint(path)  # what is none is told at once, not after a digest of all its bytes
-        return Fetched((path,), (address.url,), file_sha256(path), path.stat().st_size)
-    by_hand = _by_hand(spec, address, checkpoints) if checkpoints is not None else []
-    if by_hand:
-        checked = [_check(path, key, pins) for path, key in by_hand]
-        return _fetched(address, [path for path, _ in by_hand], checked, cached=False)
-    files = [cache / address.kind / f"{_tag(r.address)}-{r.name}" for r in address.remote]
+    asked = _Asked(spec.model_id, pins, resolves or resolver(), report)
+    work = partial(_fetch, spec, resolve(spec), cache, checkpoints)
+    return watch(lambda say: work(replace(asked, report=say)), spec.model_id, report)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every file of a model is fetched with."""
+
+    model_id: str
+    pins: Path
+    resolves: Resolves
+    report: Report
+
+
+def _fetch(
+    spec: ModelSpec, address: Address, cache: Path, checkpoints: Path | None, asked: _Asked
+) -> Fetched:
     try:
-        checked = [
-            _fetch_one(remote, path, pins, spec.model_id, report)
-            for remote, path in zip(address.remote, files, strict=True)
+        if address.local:
+            path = local_file(spec, address)
+            read_checkpoint(path)  # what is none is told before a digest of all its bytes is made
+            return Fetched((path,), (address.url,), file_sha256(path), path.stat().st_size)
+        by_hand = _by_hand(spec, address, checkpoints) if checkpoints is not None else []
+        if by_hand:
+            checked = [_check(path, key, asked.pins) for path, key in by_hand]
+            return _fetched(address, [path for path, _ in by_hand], checked, cached=False)
+        fetched = [
+            _from_hub(remote, asked)
+            if remote.hub
+            else _download(remote, cache / address.kind, asked)
+            for remote in address.remote
         ]
+    except OSError as e:  # a file or folder without the right to read it
+        where = e.filename or spec.checkpoint
+        raise BuilderError(f"cannot read the checkpoint {where}: {e.strerror or e}.") from None
+    except NoHost:
+        raise
     except NetworkError as e:
         names = "; ".join(
-            " or ".join(n for n, _ in _names(spec, address, i)[:3]) for i in range(len(files))
+            " or ".join(n for n, _ in _names(spec, address, i)[:3])
+            for i in range(len(address.remote))
         )
         raise NetworkError(
-            f"{spec.model_id}: {e}",
+            str(e),
             hint=f"{e.hint} A file fetched by hand is taken from --checkpoints DIR under the name "
             f"{names}.".strip(),
         ) from None
-    return _fetched(address, files, checked, cached=True)
+    return _fetched(address, [f for f, _ in fetched], [d for _, d in fetched], cached=True)
 
 
 def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> FittedState:
@@ -138,10 +170,10 @@ def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> FittedSta
 
 
 def discard(fetched: Fetched) -> None:
-    """Delete the files if they are downloads; never a user's own."""
+    """Delete the files if they are downloads, in the Hub's cache, too; never a user's own."""
     if fetched.cached:
         for path in fetched.files:
-            path.unlink(missing_ok=True)
+            hub_file.forget(path)
 
 
 def _tag(address: str) -> str:
@@ -164,26 +196,62 @@ def _check(file: Path, key: str, pins: Path) -> str:
     pinned = digests.read_pins(pins).get(key)
     if pinned is not None and pinned[0] != digest:
         raise digests.changed(key, pins, pinned[0], digest)
-    read_checkpoint(file, name=key)  # never pin the digest of half a file
+    opened = read_checkpoint(file, name=key)  # never pin the digest of half a file,
+    if pinned is None and (damaged := opened.damaged_entry()):  # nor of a damaged one
+        raise digests.WrongContent(
+            f"{key} is no usable checkpoint: its entry {damaged} is damaged: it does not meet its "
+            "checksum.",
+            hint="if it was downloaded, delete it and fetch it again.",
+        )
     digests.enforce(pins, key, digest, file.stat().st_size)
     return digest
 
 
-def _fetch_one(remote: Remote, path: Path, pins: Path, subject: str, report: Report) -> str:
-    """One file into the cache, if it is not there; its digest, which is the pinned one."""
+def _download(remote: Remote, folder: Path, asked: _Asked) -> tuple[Path, str]:
+    """One file in our cache, fetched if it is not there, and its digest: the pinned one."""
+    # Two files that only a secret part of their addresses tells apart are two files here.
+    whole = remote.url if public(remote.url) == remote.address else remote.address
+    path = folder / f"{_tag(whole)}-{remote.name}"
+    check = partial(_check, key=remote.address, pins=asked.pins)
     if path.exists():
         try:
-            return _check(path, remote.address, pins)
+            return path, check(path)
         except digests.WrongContent:
             path.unlink()  # damaged in the cache, or of another pin: ask its source again
-    return download(
+    if not asked.resolves(remote.url):
+        raise NoHost(remote.url)
+    digest = download(
         remote.url,
         path,
-        check=lambda file: _check(file, remote.address, pins),
-        headers=remote.headers,
-        subject=subject,
-        report=report,
+        shown=remote.address,
+        check=check,
+        subject=asked.model_id,
+        report=asked.report,
     )
+    return path, digest
+
+
+def _from_hub(remote: Remote, asked: _Asked) -> tuple[Path, str]:
+    """As `_download`, by the Hub's client: its tokens, cache, offline mode and protocols."""
+    assert remote.hub is not None
+    check = partial(_check, key=remote.address, pins=asked.pins)
+    cached = not asked.resolves(remote.url)
+    get = partial(hub_file.download, *remote.hub, subject=asked.model_id, report=asked.report)
+    try:
+        with storage_errors(hub_file.cache_folder()):
+            file = get(cached=cached)
+            try:
+                return file, check(file)
+            except digests.WrongContent:
+                # The cache names a large file by its digest: this one is what the Hub has.
+                if cached or file.resolve().name == file_sha256(file):
+                    raise
+                file = get(again=True)  # damaged in the cache
+            return file, check(file)
+    except NetworkError:
+        if cached:
+            raise NoHost(remote.url) from None
+        raise
 
 
 def _by_hand(spec: ModelSpec, address: Address, folder: Path) -> list[tuple[Path, str]]:

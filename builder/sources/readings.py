@@ -292,7 +292,7 @@ def _common(addresses: list[str]) -> str:
 
 
 def _rank(source: StateDict) -> int:
-    """Place in the order of `WRAPPERS` of where a state dict lies; the smaller, the rather meant."""
+    """Place of a state dict in the order of `WRAPPERS`: the smaller, the rather meant."""
     if not source.path:
         return -1
     top = source.path[0]

@@ -48,6 +48,12 @@ def explain(page: str, url: str) -> NetworkError:
     named = f" titled {' '.join(title[1].split())[:80]!r}" if title else ""
     quota = re.search(r"quota|too many users", page, re.I)
     why = " The server's download quota for this file is used up." if quota else ""
+    if re.search(r"/(?:blob|src|tree)/", urlsplit(url).path):
+        return NetworkError(
+            f"{url} is the page that shows the file{named}, not the file.",
+            hint="its bytes are at the address of its download button: /resolve/ in place of "
+            "/blob/ on the Hub (or hf://ORG/REPO/PATH), /raw/ on GitHub and GitLab.",
+        )
     return NetworkError(
         f"{url} answers with a web page{named} instead of a checkpoint.{why}",
         hint="try again in 24 hours, or fetch the file with a browser and pass its folder with "

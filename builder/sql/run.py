@@ -18,6 +18,7 @@ from builder.errors import UsageError
 from builder.files import write_atomic
 from builder.release.reader import open_release
 from builder.release.views import explained, first_line, open_views
+from builder.secrets import redact
 from builder.sql import catalog, render
 from builder.sql.catalog import Query, list_queries
 
@@ -106,7 +107,7 @@ def _batches(name: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch
     try:
         yield from reader
     except pa.ArrowException as e:  # how DuckDB's errors arrive once rows are flowing
-        raise UsageError(f"{name}: {hub.redact(first_line(e))}") from None
+        raise UsageError(f"{name}: {redact(first_line(e))}") from None
 
 
 def answer_query(
