@@ -221,16 +221,6 @@ def test_filters_are_matched_by_their_key_whatever_the_batches(
 
 
 AWKWARD = ("br[a]cket", "st*r", "q?", "it's", "semi:colon", "2026-11-25T03:04:05", "s3:", "~")
-    "br[a]cket",
-    "st*r",
-    "q?",
-    "it's",
-    "semi:colon",
-    "2026-11-25T03:04:05",
-    "s3:",
-    "~",
-    "{a,b}",
-)
 
 
 @pytest.mark.parametrize("name", AWKWARD)
