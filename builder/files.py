@@ -30,8 +30,8 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "robust-filter-lens"
 
 
-def lock_file() -> Path:
-    """The locked digests of checkpoints: in a checkout under version control, else in the cache."""
+def pins_file() -> Path:
+    """The pinned digests of checkpoints: in a checkout under version control, else in the cache."""
     root = Path(__file__).resolve().parent.parent
     folder = root / "release" if (root / "pyproject.toml").exists() else cache_folder()
     return folder / "checkpoints.lock"

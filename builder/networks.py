@@ -1,4 +1,4 @@
-"""The networks of the mini zoo: small CIFAR residual networks, built by zero-argument functions.
+"""Small CIFAR residual networks, those of the mini zoo among them, by zero-argument functions.
 
 All take images in [0, 1], float (n, 3, 32, 32), and return logits (n, n_classes). Except for
 `autoattack_example` they normalise inside, with buffers, as RobustBench's models do: an attack's
@@ -158,6 +158,65 @@ class WideResNet(nn.Module):
         out = self.block3(self.block2(self.block1(out)))
         logits: Tensor = self.linear(F.relu(self.bn(out)).mean((2, 3)))
         return logits
+
+
+class _PlainBlock(BasicBlock):
+    """A BasicBlock with a weightless shortcut: every `stride`-th pixel, zeros for new channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.stride = stride
+        self.added = out_channels - in_channels
+        self.shortcut = nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        skip = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        return F.relu(self.bn2(self.conv2(out)) + skip)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20, -32, -44, -56 or -110 for CIFAR with weightless shortcuts (He et al., 2015, 4.2).
+
+    Args:
+        depth: 6 n + 2, n blocks in each of three stages of 16, 32 and 64 channels.
+    """
+
+    def __init__(self, depth: int, *, n_classes: int = 10) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = _conv3x3(3, 16)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(_PlainBlock, blocks, 16, 16, 1)
+        self.layer2 = _stage(_PlainBlock, blocks, 16, 32, 2)
+        self.layer3 = _stage(_PlainBlock, blocks, 32, 64, 2)
+        self.linear = nn.Linear(64, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        logits: Tensor = self.linear(out.mean((2, 3)))
+        return logits
+
+
+def cifar_resnet20() -> CifarResNet:
+    return CifarResNet(20)
+
+
+def cifar_resnet32() -> CifarResNet:
+    return CifarResNet(32)
+
+
+def cifar_resnet44() -> CifarResNet:
+    return CifarResNet(44)
+
+
+def cifar_resnet56() -> CifarResNet:
+    return CifarResNet(56)
+
+
+def cifar_resnet110() -> CifarResNet:
+    return CifarResNet(110)
 
 
 def autoattack_example() -> ResNet:

@@ -27,6 +27,8 @@ GROUND: dict[str, tuple[str, ...]] = {
     "schema": ("errors",),
     "files": (),
     "progress": (),
+    "csvfile": ("errors",),
+    "tables": (),
     "hub": ("errors",),
 }
 """Modules at the top of builder/ and what they import of each other."""
@@ -35,10 +37,14 @@ ROOMS: dict[str, Room] = {
     "cohort": Room(),
     "release": Room(),
     "paper": Room(reads=("cohort", "release")),
+    "compare": Room(reads=("cohort", "release", "paper")),
     "sources": Room(reads=("cohort",), torch=True),
     "network": Room(reads=("cohort", "sources"), torch=True),
     "metrics": Room(reads=("release", "network"), torch=True),
     "first_layer": Room(reads=("sources",), torch=True),
+    "measure": Room(
+        reads=("cohort", "compare", "sources", "network", "metrics", "first_layer"), torch=True
+    ),
     "training": Room(reads=("cohort", "sources", "network", "first_layer"), torch=True),
     "building": Room(
         reads=("cohort", "release", "paper", "sources", "network", "metrics", "first_layer"),
@@ -46,11 +52,21 @@ ROOMS: dict[str, Room] = {
     ),
     "sql": Room(reads=("cohort", "release")),
     "check": Room(reads=("release", "sql")),
+    "report": Room(reads=("release", "sql")),
     "publish": Room(reads=("release", "check")),
     "cli": Room(
         reads=(
-            *("cohort", "release", "paper", "network", "training", "building"),
-            *("sql", "check", "publish"),
+            *(
+                "cohort",
+                "release",
+                "paper",
+                "compare",
+                "network",
+                "measure",
+                "training",
+                "building",
+            ),
+            *("sql", "check", "report", "publish"),
         ),
     ),
 }

@@ -14,25 +14,14 @@ with measured as (
     where robust and autoattack_acc is not null
 ),
 
-ranked as (
-    select
-        dataset,
-        metric,
-        rank() over (partition by dataset, metric order by value)
-        + (count(*) over (partition by dataset, metric, value) - 1) / 2.0 as value_rank,
-        rank() over (partition by dataset, metric order by autoattack_acc)
-        + (count(*) over (partition by dataset, metric, autoattack_acc) - 1) / 2.0 as autoattack_rank
-    from measured
-    where value is not null
-),
-
 correlated as (
     select
         dataset,
         metric,
         count(*) as models,
-        corr(value_rank, autoattack_rank) as spearman
-    from ranked
+        spearman(list(value), list(autoattack_acc)) as spearman
+    from measured
+    where value is not null
     group by all
     having count(*) > 2
 )

@@ -15,28 +15,15 @@ with measured as (
     where robust and autoattack_acc is not null
 ),
 
-ranked as (
-    select
-        dataset,
-        architecture,
-        metric,
-        rank() over (partition by dataset, architecture, metric order by value)
-        + (count(*) over (partition by dataset, architecture, metric, value) - 1) / 2.0 as value_rank,
-        rank() over (partition by dataset, architecture, metric order by autoattack_acc)
-        + (count(*) over (partition by dataset, architecture, metric, autoattack_acc) - 1)
-        / 2.0 as autoattack_rank
-    from measured
-    where value is not null
-),
-
 correlated as (
     select
         dataset,
         architecture,
         metric,
         count(*) as models,
-        corr(value_rank, autoattack_rank) as spearman
-    from ranked
+        spearman(list(value), list(autoattack_acc)) as spearman
+    from measured
+    where value is not null
     group by all
     having count(*) > 2
 )

@@ -5,7 +5,8 @@
 --     .read queries/06_sparsity_overall.sql
 --
 -- No Hive partitions: every column is in the files, whatever the folders above a release are called.
--- `filters` comes last: a release without filters has no file for it, and the others still stand.
+-- `filters`, and what is computed from it, come last: a release without filters has no file for them,
+-- and the others still stand.
 
 create or replace view models as
 select * from read_parquet(getvariable('release') || '/data/models.parquet', hive_partitioning = false);
@@ -103,5 +104,283 @@ create or replace macro divergence(counts_a, counts_b) as (
     select sum((p - q) * ln(p / q)) from shares
 );
 
+-- Divergence of the robust and the standard members of a data set: of the coefficient histograms on the
+-- full basis, weighted by its explained variance. Per depth bin, and over all of them (depth_bin null);
+-- standard models once per pair (`pairs`), or each model once (`distinct`).
+create or replace view divergences as
+with readings as (
+    select
+        'pairs' as reading,
+        dataset,
+        kind,
+        model_id
+    from members
+    union all
+    select distinct
+        'distinct' as reading,
+        dataset,
+        kind,
+        model_id
+    from members
+),
+
+counted as (
+    select
+        m.reading,
+        m.dataset,
+        m.kind,
+        h.depth_bin,
+        h.component,
+        h.bin,
+        sum(h.n) as n
+    from readings as m
+    inner join histograms as h on m.model_id = h.model_id
+    group by rollup (m.reading, m.dataset, m.kind, h.component, h.bin, h.depth_bin)
+    having h.bin is not null
+),
+
+per_component as (
+    select
+        reading,
+        dataset,
+        depth_bin,
+        component,
+        divergence(
+            list(n order by bin) filter (where kind = 'robust'),
+            list(n order by bin) filter (where kind = 'standard')
+        ) as divergence
+    from counted
+    group by all
+)
+
+select
+    c.reading,
+    c.dataset,
+    c.depth_bin,
+    sum(w.explained_variance_ratio * c.divergence) as divergence
+from per_component as c
+inner join pca as w on w.basis = 'full' and w.weights = 'folded' and c.component = w.component
+group by all
+having divergence is not null;
+
+-- Spearman's rank correlation of two lists; equal values share their mean rank. Null where all are equal.
+create or replace macro spearman(xs, ys) as (
+    with points as (
+        select
+            unnest(xs) as x,
+            unnest(ys) as y
+    ),
+
+    ranked as (
+        select
+            rank() over (order by x) + (count(*) over (partition by x) - 1) / 2.0 as x_rank,
+            rank() over (order by y) + (count(*) over (partition by y) - 1) / 2.0 as y_rank
+        from points
+    )
+
+    select nullif(corr(x_rank, y_rank), 'nan'::double) from ranked
+);
+
 create or replace view filters as
 select * from read_parquet(getvariable('release') || '/data/filters/*/*.parquet', hive_partitioning = false);
+
+-- Filters of one model (null: of every model) in the views asked for, a list of `trained` and `folded`:
+-- the nine weights and their largest magnitude, in float32 as folding computes them, then in float64.
+create or replace macro viewed_filters(model, views) as table (
+    with viewed as not materialized (
+        select
+            *,
+            unnest(views) as weights
+        from filters
+        where model_id = coalesce(model, model_id)
+    )
+
+    select
+        model_id,
+        layer_index,
+        out_channel,
+        in_channel,
+        weights,
+        if(weights = 'folded', bn_scale, 1::float) as factor,
+        (linf * abs(factor))::double as length,
+        (w00 * factor)::double as x0,
+        (w01 * factor)::double as x1,
+        (w02 * factor)::double as x2,
+        (w10 * factor)::double as x3,
+        (w11 * factor)::double as x4,
+        (w12 * factor)::double as x5,
+        (w20 * factor)::double as x6,
+        (w21 * factor)::double as x7,
+        (w22 * factor)::double as x8
+    from viewed
+);
+
+-- The non-sparse ones among them; dividing by `length` scales them.
+create or replace macro kept_filters(model, views) as table (
+    with viewed as not materialized (
+        select * from viewed_filters(model, views)
+    ),
+
+    largest as (
+        select
+            model_id,
+            layer_index,
+            weights,
+            max(length) as layer_linf
+        from viewed
+        group by all
+    )
+
+    select f.*
+    from viewed as f
+    inner join largest as g using (model_id, layer_index, weights)
+    where f.length > g.layer_linf / 100
+);
+
+-- Moments of the scaled non-sparse filters of every layer. A row per entry (i, j), i <= j, of the nine by
+-- nine matrix, numbered from 1 as in layers.scatter: the sums of x_i, of x_j and of their product.
+create or replace macro moments(model, views) as table (
+    with scaled as not materialized (
+        select
+            model_id,
+            layer_index,
+            weights,
+            x0 / length as x0,
+            x1 / length as x1,
+            x2 / length as x2,
+            x3 / length as x3,
+            x4 / length as x4,
+            x5 / length as x5,
+            x6 / length as x6,
+            x7 / length as x7,
+            x8 / length as x8
+        from kept_filters(model, views)
+    ),
+
+    sums as (
+        select
+            model_id,
+            layer_index,
+            weights,
+            count(*) as n,
+            [
+                sum(x0), sum(x1), sum(x2), sum(x3), sum(x4), sum(x5), sum(x6), sum(x7), sum(x8)
+            ] as x,
+            [
+                sum(x0 * x0), sum(x0 * x1), sum(x0 * x2), sum(x0 * x3), sum(x0 * x4), sum(x0 * x5),
+                sum(x0 * x6), sum(x0 * x7), sum(x0 * x8), sum(x1 * x1), sum(x1 * x2), sum(x1 * x3),
+                sum(x1 * x4), sum(x1 * x5), sum(x1 * x6), sum(x1 * x7), sum(x1 * x8), sum(x2 * x2),
+                sum(x2 * x3), sum(x2 * x4), sum(x2 * x5), sum(x2 * x6), sum(x2 * x7), sum(x2 * x8),
+                sum(x3 * x3), sum(x3 * x4), sum(x3 * x5), sum(x3 * x6), sum(x3 * x7), sum(x3 * x8),
+                sum(x4 * x4), sum(x4 * x5), sum(x4 * x6), sum(x4 * x7), sum(x4 * x8), sum(x5 * x5),
+                sum(x5 * x6), sum(x5 * x7), sum(x5 * x8), sum(x6 * x6), sum(x6 * x7), sum(x6 * x8),
+                sum(x7 * x7), sum(x7 * x8), sum(x8 * x8)
+            ] as products
+        from scaled
+        group by all
+    ),
+
+    entries as (
+        select
+            a.range + 1 as i,
+            b.range + 1 as j,
+            row_number() over (order by i, j) as entry
+        from range(9) as a
+        inner join range(9) as b on a.range <= b.range
+    )
+
+    select
+        s.model_id,
+        s.layer_index,
+        s.weights,
+        s.n,
+        e.entry,
+        e.i,
+        e.j,
+        s.x[e.i] as sum_i,
+        s.x[e.j] as sum_j,
+        s.products[e.entry] as product
+    from sums as s
+    cross join entries as e
+);
+
+-- The stored histograms, and `n`, the same counts from the filters: scaled, non-sparse and folded,
+-- centred and projected on the full basis.
+create or replace macro recounted(model) as table (
+    with kept as not materialized (
+        select * from kept_filters(model, ['folded'])
+    ),
+
+    stored as (
+        select * from histograms
+        where model_id = coalesce(model, model_id)
+    ),
+
+    basis as (
+        select
+            component,
+            direction as d,
+            list_dot_product(direction, mean) as centre
+        from pca
+        where basis = 'full' and weights = 'folded'
+    ),
+
+    extent as (
+        select
+            min(bin_low) as low,
+            max(bin_high) as high,
+            (high - low) / 70 as width
+        from histograms
+    ),
+
+    coefficients as (
+        select
+            k.model_id,
+            k.layer_index,
+            b.component,
+            (
+                k.x0 * b.d[1] + k.x1 * b.d[2] + k.x2 * b.d[3]
+                + k.x3 * b.d[4] + k.x4 * b.d[5] + k.x5 * b.d[6]
+                + k.x6 * b.d[7] + k.x7 * b.d[8] + k.x8 * b.d[9]
+            ) / k.length - b.centre as coefficient
+        from kept as k
+        cross join basis as b
+    ),
+
+    per_layer as (
+        select
+            c.model_id,
+            c.layer_index,
+            c.component,
+            if(
+                e.width > 0, greatest(least(floor((c.coefficient - e.low) / e.width), 69), 0), 0
+            )::smallint as bin,
+            count(*) as n
+        from coefficients as c
+        cross join extent as e
+        group by all
+    ),
+
+    counted as (
+        select
+            c.model_id,
+            l.depth_bin,
+            c.component,
+            c.bin,
+            sum(c.n)::bigint as n
+        from per_layer as c
+        inner join layers as l using (model_id, layer_index)
+        where l.weights = 'folded'
+        group by all
+    )
+
+    select
+        h.model_id,
+        h.depth_bin,
+        h.component,
+        h.bin,
+        h.n as stored,
+        coalesce(c.n, 0) as n
+    from stored as h
+    left join counted as c using (model_id, depth_bin, component, bin)
+);

@@ -1,4 +1,4 @@
-"""Robust Filter Lens in Python: every 3x3 filter of robust and standard CNNs. Needs no torch.
+"""Robust Filter Lens in Python: every 3x3 filter of robust and standard CNNs.
 
     >>> import robust_filter_lens as rfl
     >>> release = rfl.open_release("out/mini")            # a folder, or
@@ -7,6 +7,8 @@
     >>> release.sql("select dataset, count(*) as models from models group by dataset")
     >>> for batch in release.filters("cifar10-robust-*", view="folded"):
     ...     batch.filters                                 # (n, 3, 3) float32
+    >>> measured = rfl.measure(model, dataset="cifar10")  # a torch.nn.Module; this needs torch
+    >>> measured.summary, measured.layers, measured.compare()
 
 The code behind these names lies in the folder `builder`, and is imported when a name is first used.
 Another package on PyPI, `builder-tool`, installs a folder of that name, too; where it has taken the
@@ -20,18 +22,28 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from builder.compare.comparison import Comparison
+    from builder.compare.measurement import Measurement
     from builder.errors import BuilderError, NetworkError, UsageError
+    from builder.measure.callbacks import lightning_callback, log_summary, trainer_callback
+    from builder.measure.target import measure
     from builder.release.reader import FilterBatch, Release, open_release, to_array
 
 __all__ = [
     "BuilderError",
+    "Comparison",
     "FilterBatch",
+    "Measurement",
     "NetworkError",
     "Release",
     "UsageError",
     "__version__",
+    "lightning_callback",
+    "log_summary",
+    "measure",
     "open_release",
     "to_array",
+    "trainer_callback",
 ]
 
 __version__ = metadata.version("robust-filter-lens")
@@ -40,6 +52,12 @@ _HOME = {
     "BuilderError": "builder.errors",
     "NetworkError": "builder.errors",
     "UsageError": "builder.errors",
+    "Comparison": "builder.compare.comparison",
+    "Measurement": "builder.compare.measurement",
+    "measure": "builder.measure.target",
+    "lightning_callback": "builder.measure.callbacks",
+    "log_summary": "builder.measure.callbacks",
+    "trainer_callback": "builder.measure.callbacks",
     "FilterBatch": "builder.release.reader",
     "Release": "builder.release.reader",
     "open_release": "builder.release.reader",

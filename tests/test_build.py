@@ -330,7 +330,7 @@ def test_ctrl_c_ends_a_build_inside_a_model_and_a_later_build_goes_on(tmp_path: 
         cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-beta": file})
         text = cohort.read_text().replace(str(file), f"{server.url}/w.pt")
         cohort.write_text(text.replace("toy_networks:wide", "toy_networks:huge"))
-        options = Options(cache=tmp_path / "cache", lock=tmp_path / "lock")
+        options = Options(cache=tmp_path / "cache", pins=tmp_path / "pins")
         with pytest.raises(KeyboardInterrupt):
             build(load_cohort(str(cohort)), out, options, interrupt)
         assert said.count(at) == 1 and "done" not in said

@@ -16,12 +16,17 @@ from fileserver import Fault, FileServer, serve
 
 from builder.errors import BuilderError, NetworkError
 from builder.files import file_sha256
+from builder.progress import Report
 from builder.sources import digests
-from builder.sources.download import ATTEMPTS, Progress, download
+from builder.sources.download import ATTEMPTS, download
 
 BLOCK = 1 << 16  # a broken connection may lose the last piece of this size
 DATA = os.urandom(5 * BLOCK)
 PATH = "/weights.pt"
+
+
+def silent(subject: str, what: str, done: int, total: int | None) -> None:
+    pass
 
 
 @pytest.fixture
@@ -35,11 +40,19 @@ def get(
     server: FileServer, folder: Path, waits: list[float] | None = None, path: str = PATH
 ) -> str:
     pauses = [] if waits is None else waits
-    return download(server.url + path, folder / "w.pt", check=file_sha256, pause=pauses.append)
+    return download(
+        server.url + path,
+        folder / "w.pt",
+        check=file_sha256,
+        subject="net",
+        report=silent,
+        pause=pauses.append,
+    )
 
 
 def left(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+    """Files in a folder but for those that are only there to be locked."""
+    return sorted(p.name for p in folder.iterdir() if not p.match(".*.lock"))
 
 
 def test_a_download_has_its_name_only_when_whole_and_leaves_nothing_else(
@@ -52,15 +65,16 @@ def test_a_download_has_its_name_only_when_whole_and_leaves_nothing_else(
 
 
 def test_progress_is_told_with_the_total(server: FileServer, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+    told: list[tuple[str, str, int, int | None]] = []
     download(
         server.url + PATH,
         tmp_path / "w.pt",
         check=file_sha256,
-        progress=lambda *p: told.append(p),
+        subject="net",
+        report=lambda *p: told.append(p),
     )
-    assert told[-1] == ("w.pt", len(DATA), len(DATA))
-    assert [n for _, n, _ in told] == sorted(n for _, n, _ in told)
+    assert told[-1] == ("net", "w.pt", len(DATA), len(DATA))
+    assert [n for _, _, n, _ in told] == sorted(n for _, _, n, _ in told)
 
 
 def test_a_dropped_connection_resumes_where_it_stopped(server: FileServer, tmp_path: Path) -> None:
@@ -90,7 +104,14 @@ def test_a_file_that_changed_between_two_attempts_is_fetched_anew(
     def change(_: float) -> None:
         server.files[PATH] = DATA[::-1]
 
-    download(server.url + PATH, tmp_path / "w.pt", check=file_sha256, pause=change)
+    download(
+        server.url + PATH,
+        tmp_path / "w.pt",
+        check=file_sha256,
+        subject="net",
+        report=silent,
+        pause=change,
+    )
     assert (tmp_path / "w.pt").read_bytes() == DATA[::-1]
 
 
@@ -193,7 +214,7 @@ def test_a_file_that_fails_its_check_is_removed(server: FileServer, tmp_path: Pa
         raise digests.WrongContent("not this one")
 
     with pytest.raises(BuilderError, match="not this one"):
-        download(server.url + PATH, tmp_path / "w.pt", check=check)
+        download(server.url + PATH, tmp_path / "w.pt", check=check, subject="net", report=silent)
     assert left(tmp_path) == []
 
 
@@ -201,10 +222,10 @@ def test_a_check_that_fails_for_other_reasons_keeps_what_arrived(
     server: FileServer, tmp_path: Path
 ) -> None:
     def check(path: Path) -> str:
-        raise BuilderError("cannot write the lock file")
+        raise BuilderError("cannot write the digests")
 
-    with pytest.raises(BuilderError, match="cannot write the lock file"):
-        download(server.url + PATH, tmp_path / "w.pt", check=check)
+    with pytest.raises(BuilderError, match="cannot write the digests"):
+        download(server.url + PATH, tmp_path / "w.pt", check=check, subject="net", report=silent)
     assert (tmp_path / "w.pt.part").read_bytes() == DATA
     get(server, tmp_path)
     assert server.ranges_asked() == [None, f"bytes={len(DATA)}-"]  # asked for nothing it had
@@ -236,19 +257,19 @@ def test_a_disk_that_fills_up_is_one_sentence_and_a_later_run_goes_on(
     ballast = small_disk / "ballast"
     server.files[PATH] = DATA[: 3 * BLOCK]
 
-    def fill(name: str, at: int, total: int | None) -> None:
+    def fill(subject: str, what: str, at: int, total: int | None) -> None:
         if at == BLOCK:
             ballast.write_bytes(bytes(100_000))
 
-    def run(progress: Progress | None) -> str:
-        url = server.url + PATH
-        return download(url, small_disk / "w.pt", check=file_sha256, progress=progress)
+    def run(report: Report) -> str:
+        path = small_disk / "w.pt"
+        return download(server.url + PATH, path, check=file_sha256, subject="net", report=report)
 
     with pytest.raises(BuilderError, match="disk is full"):
         run(fill)
     assert not (small_disk / "w.pt").exists()
     ballast.unlink()
-    run(None)
+    run(silent)
     assert (small_disk / "w.pt").read_bytes() == DATA[: 3 * BLOCK]
     assert (server.ranges_asked()[-1] or "").startswith("bytes=")
 
@@ -272,42 +293,42 @@ def test_two_downloads_of_one_file_at_once_fetch_it_once(
     assert len(server.log) == 1
 
 
-def test_digests_are_locked_once_and_enforced(tmp_path: Path) -> None:
-    lock = tmp_path / "release" / "checkpoints.lock"
+def test_digests_are_pinned_once_and_enforced(tmp_path: Path) -> None:
+    pins = tmp_path / "release" / "checkpoints.lock"
     first, second = "a" * 64, "b" * 64
-    digests.enforce(lock, "https://z.org/2", second, 2)
-    digests.enforce(lock, "https://a.org/1", first, 1)
-    digests.enforce(lock, "https://a.org/1", first, 1)
-    assert lock.read_text() == f"{first} 1 https://a.org/1\n{second} 2 https://z.org/2\n"
+    digests.enforce(pins, "https://z.org/2", second, 2)
+    digests.enforce(pins, "https://a.org/1", first, 1)
+    digests.enforce(pins, "https://a.org/1", first, 1)
+    assert pins.read_text() == f"{first} 1 https://a.org/1\n{second} 2 https://z.org/2\n"
     with pytest.raises(BuilderError) as error:
-        digests.enforce(lock, "https://a.org/1", second, 1)
+        digests.enforce(pins, "https://a.org/1", second, 1)
     assert first in str(error.value)
     assert second in str(error.value)
     assert "checkpoints.lock" in error.value.hint
-    assert left(lock.parent) == ["checkpoints.lock"]
+    assert left(pins.parent) == ["checkpoints.lock"]
 
 
 def test_an_address_with_a_space_can_be_read_back(tmp_path: Path) -> None:
-    lock = tmp_path / "checkpoints.lock"
-    digests.enforce(lock, "https://a.org/my net.pt", "a" * 64, 1)
-    assert digests.read_lock(lock) == {"https://a.org/my net.pt": ("a" * 64, 1)}
+    pins = tmp_path / "checkpoints.lock"
+    digests.enforce(pins, "https://a.org/my net.pt", "a" * 64, 1)
+    assert digests.read_pins(pins) == {"https://a.org/my net.pt": ("a" * 64, 1)}
 
 
-def test_locking_from_many_threads_loses_no_line(tmp_path: Path) -> None:
-    lock = tmp_path / "checkpoints.lock"
+def test_pinning_from_many_threads_loses_no_line(tmp_path: Path) -> None:
+    pins = tmp_path / "checkpoints.lock"
     threads = [
-        threading.Thread(target=digests.enforce, args=(lock, f"https://x/{i}", "c" * 64, i))
+        threading.Thread(target=digests.enforce, args=(pins, f"https://x/{i}", "c" * 64, i))
         for i in range(16)
     ]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert len(digests.read_lock(lock)) == 16
+    assert len(digests.read_pins(pins)) == 16
 
 
-def test_a_damaged_lock_file_names_its_line(tmp_path: Path) -> None:
-    lock = tmp_path / "checkpoints.lock"
-    lock.write_text("a" * 64 + " 1 https://x\nnonsense\n")
+def test_a_damaged_file_of_pins_names_its_line(tmp_path: Path) -> None:
+    pins = tmp_path / "checkpoints.lock"
+    pins.write_text("a" * 64 + " 1 https://x\nnonsense\n")
     with pytest.raises(BuilderError, match="line 2 is damaged"):
-        digests.read_lock(lock)
+        digests.read_pins(pins)

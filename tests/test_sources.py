@@ -107,7 +107,11 @@ def prefixed(state: State, prefix: str) -> State:
 
 def fetch(model: ModelSpec, folder: Path, by_hand: Path | None = None) -> sources.Fetched:
     return sources.fetch(
-        model, cache=folder / "cache", checkpoints=by_hand, lock=folder / "checkpoints.lock"
+        model,
+        cache=folder / "cache",
+        checkpoints=by_hand,
+        pins=folder / "checkpoints.lock",
+        report=lambda *_: None,
     )
 
 
@@ -423,16 +427,16 @@ def test_any_url(server: FileServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("space", [" ", "\t", "\u2028"])
-def test_a_url_with_white_space_is_locked_as_it_goes_over_the_wire(
+def test_a_url_with_white_space_is_pinned_as_it_goes_over_the_wire(
     server: FileServer, tmp_path: Path, space: str
 ) -> None:
     wanted = random_state(Tiny())
     server.files[f"/my{quote(space)}net.pt"] = torch_bytes(wanted)
     server.files["/other.pt"] = torch_bytes(wanted)
     assert agree(load(spec(f"{server.url}/my{space}net.pt"), tmp_path), wanted)
-    assert agree(load(spec(f"{server.url}/other.pt"), tmp_path), wanted)  # reads the lock
-    locked = digests.read_lock(tmp_path / "checkpoints.lock")
-    assert list(locked) == [f"{server.url}/my{quote(space)}net.pt", f"{server.url}/other.pt"]
+    assert agree(load(spec(f"{server.url}/other.pt"), tmp_path), wanted)  # reads the pins
+    pinned = digests.read_pins(tmp_path / "checkpoints.lock")
+    assert list(pinned) == [f"{server.url}/my{quote(space)}net.pt", f"{server.url}/other.pt"]
 
 
 def test_the_embedded_default_needs_no_network_and_is_never_deleted(tmp_path: Path) -> None:
@@ -484,7 +488,7 @@ def test_every_model_of_every_cohort_is_described_without_a_network() -> None:
             assert source.url.startswith(("https://", "embedded:"))
 
 
-# Cache, lock, files by hand
+# Cache, pins, files by hand
 
 
 def test_a_cached_file_is_not_fetched_again_and_discard_deletes_it(
@@ -511,7 +515,7 @@ def test_a_file_that_changed_upstream_is_an_error_that_names_both_digests(
         fetch(model, tmp_path)
     assert first.sha256 in str(error.value)
     assert str(tmp_path / "checkpoints.lock") in error.value.hint
-    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size] == []
 
 
 def test_a_file_damaged_in_the_cache_is_fetched_again(server: FileServer, tmp_path: Path) -> None:
@@ -523,21 +527,23 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(server: FileServer, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["damaged", "unreadable", "unwritable"])
-def test_a_good_cached_file_outlives_trouble_with_the_lock(
+def test_a_good_cached_file_outlives_trouble_with_the_pins(
     server: FileServer, tmp_path: Path, damage: str
 ) -> None:
     server.files["/w.pt"] = torch_bytes(random_state(Tiny()))
     model = spec(f"{server.url}/w.pt")
     (path,) = fetch(model, tmp_path).files
-    lock = tmp_path / "checkpoints.lock"
+    pins = tmp_path / "checkpoints.lock"
     if damage == "damaged":
-        lock.write_text("nonsense\n")
+        pins.write_text("nonsense\n")
     elif damage == "unreadable":
-        lock.write_bytes(b"\xff\xfe")
+        pins.write_bytes(b"\xff\xfe")
     else:
-        lock = tmp_path / "checkpoints.lock" / "in" / "the.lock"  # a file is in its folder's place
-    with pytest.raises(BuilderError, match=r"line 1 is damaged|the lock file"):
-        sources.fetch(model, cache=tmp_path / "cache", checkpoints=None, lock=lock)
+        pins = tmp_path / "checkpoints.lock" / "in" / "the.lock"  # a file is in its folder's place
+    with pytest.raises(BuilderError, match=r"line 1 is damaged|the digests"):
+        sources.fetch(
+            model, cache=tmp_path / "cache", checkpoints=None, pins=pins, report=lambda *_: None
+        )
     assert path.exists()
     assert len(server.log) == 1
 
@@ -559,7 +565,7 @@ def test_a_full_temporary_folder_costs_no_cached_file(
 
 
 @pytest.mark.parametrize("cut", [0, 100, 3000])
-def test_a_truncated_file_is_neither_kept_nor_locked(
+def test_a_truncated_file_is_neither_kept_nor_pinned(
     server: FileServer, tmp_path: Path, cut: int
 ) -> None:
     server.files["/w.pt"] = torch_bytes(random_state(Tiny()))[:cut]
@@ -567,8 +573,8 @@ def test_a_truncated_file_is_neither_kept_nor_locked(
     with pytest.raises(BuilderError, match="no usable checkpoint") as error:
         fetch(model, tmp_path)
     assert model.checkpoint in str(error.value)
-    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
-    assert digests.read_lock(tmp_path / "checkpoints.lock") == {}
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size] == []
+    assert digests.read_pins(tmp_path / "checkpoints.lock") == {}
     server.files["/w.pt"] = torch_bytes(random_state(Tiny()))
     assert agree(load(model, tmp_path), random_state(Tiny()))
 
@@ -590,7 +596,7 @@ def test_a_hostile_file_from_a_server_runs_nothing_and_is_not_kept(
             fetch(spec(f"{server.url}/{name}"), tmp_path)
         assert f"{server.url}/{name}" in str(error.value)
     assert not mark.exists()
-    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size] == []
 
 
 def test_files_fetched_by_hand_are_found_under_their_names(
@@ -619,7 +625,7 @@ def test_files_fetched_by_hand_are_found_under_their_names(
     assert server.log == []
 
 
-def test_a_file_by_hand_under_its_own_name_must_meet_the_lock(
+def test_a_file_by_hand_under_its_own_name_must_meet_the_pins(
     server: FileServer, tmp_path: Path
 ) -> None:
     model = listed("cifar10-robust-Carmon2019Unlabeled")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -17,18 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from builder import progress
 from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
 from builder.training import train as training
 from builder.training.attack import PGD20, Attack, accuracy, perturb
 from builder.training.images import Images, load_images
 from builder.training.members import counterparts, read_recipes, select, train_member
-from builder.training.progress import progress_line
-from builder.training.train import Progress, Recipe, augment, initialise, learning_rate, train
+from builder.training.train import Recipe, augment, initialise, learning_rate, train
 
 CPU = torch.device("cpu")
 N_CLASSES = 10
@@ -67,15 +68,26 @@ def tiny(_: str = "") -> nn.Module:
     )
 
 
+def step_of(what: str, batch: int, batches: int) -> int:
+    """Steps done, from what training reports of the epoch."""
+    epoch = re.match(r"epoch (\d+)/", what)
+    assert epoch, what
+    return (int(epoch[1]) - 1) * batches + batch
+
+
 def run(
     recipe: Recipe, checkpoint: Path, *, stop_at: int | None = None, **options: float
-) -> tuple[nn.Module, list[Progress]]:
-    """Train the tiny network; `stop_at`: raise KeyboardInterrupt after that step."""
-    seen: list[Progress] = []
+) -> tuple[nn.Module, dict[int, str]]:
+    """Train the tiny network; `stop_at`: raise KeyboardInterrupt after that step.
 
-    def on_step(p: Progress) -> None:
-        seen.append(p)
-        if p.step == stop_at:
+    Returns the network, and what was reported after each step.
+    """
+    seen: dict[int, str] = {}
+
+    def report(subject: str, what: str, done: int, total: int | None) -> None:
+        step = step_of(what, done, total or 0)
+        seen[step] = what
+        if step == stop_at:
             raise KeyboardInterrupt
 
     model = initialise(recipe, tiny)
@@ -86,7 +98,7 @@ def run(
             synthetic(200, seed=1),
             checkpoint=checkpoint,
             device=CPU,
-            on_step=on_step,
+            report=report,
             **options,
         )
     except KeyboardInterrupt:
@@ -113,12 +125,13 @@ def write_parquet(folder: Path, n: int, split: str, encoding: str = "PNG") -> No
 @pytest.mark.parametrize("recipe", [STANDARD, ROBUST], ids=["standard", "robust"])
 def test_loss_falls_and_unseen_images_are_classified(recipe: Recipe, tmp_path: Path) -> None:
     model, seen = run(replace(recipe, epochs=12), tmp_path / "c")
-    assert seen[-1].loss < 0.7 * seen[0].loss
+    assert list(seen) == list(range(1, 121))
+    first, last = (float(re.findall(r"loss ([\d.]+)", seen[step])[0]) for step in (1, 120))
+    assert last < 0.7 * first
     test = synthetic(100, seed=2)
     measured = accuracy(model, torch.from_numpy(test.pixels), torch.from_numpy(test.labels))
     assert measured > 60
-    assert seen[-1].step == seen[-1].steps == 120
-    assert seen[-1].seconds_left == 0
+    assert seen[120].startswith("epoch 12/12, loss ") and seen[120].endswith(", 0 min left")
 
 
 @pytest.mark.parametrize("stop_at", [3, 10, 17])
@@ -130,7 +143,7 @@ def test_resumed_run_equals_the_uninterrupted_bit_for_bit(
     # A checkpoint after every step; the last is of the step before the interruption.
     run(recipe, tmp_path / "parts", stop_at=stop_at, checkpoint_seconds=-1)
     resumed, rest = run(recipe, tmp_path / "parts")
-    assert [p.step for p in rest] == [p.step for p in seen if p.step >= stop_at]
+    assert list(rest) == [step for step in seen if step >= stop_at]
     assert same_state(whole, resumed)
 
 
@@ -158,11 +171,11 @@ def test_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
         from pathlib import Path
         from test_train import CPU, ROBUST, tiny
         from builder.training.members import train_member
-        def on_step(p):
-            if p.step == 8:
+        def report(subject, what, done, total):
+            if what.startswith("epoch 2/") and done == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
         train_member(ROBUST, data=sys.argv[1], out=Path(sys.argv[2]), device=CPU, build=tiny,
-                     on_step=on_step)
+                     report=report)
         """
     )
     out = tmp_path / "killed"
@@ -178,7 +191,12 @@ def test_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
     steps: list[int] = []
     options = {"data": str(tmp_path / "data"), "device": CPU, "build": tiny}
-    card = train_member(ROBUST, out=out, on_step=lambda p: steps.append(p.step), **options)
+
+    def report(subject: str, what: str, done: int, total: int | None) -> None:
+        if what != "evaluating":
+            steps.append(step_of(what, done, total or 0))
+
+    card = train_member(ROBUST, out=out, report=report, **options)
     assert steps == list(range(6, 16))  # 5 steps an epoch; the first epoch was kept
     whole = train_member(ROBUST, out=tmp_path / "whole", **options)
     assert card["sha256"] == whole["sha256"]
@@ -370,8 +388,8 @@ def test_recipes_are_read(tmp_path: Path) -> None:
         ("t,c,a,cifar10,1,20,0.1,0,7,2,8/0,1/255,float32", "pgd_steps above 0"),
         ("t,c,a,cifar10,1,20,0.1,0,7,0,8/255,,float32", "with 0 they are empty"),
         ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float8", "stored_as is float32, float16"),
-        ("t,c,a,cifar10,1", "13 fields"),
-        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float32,extra", "13 fields"),
+        ("t,c,a,cifar10,1", "row 2: expected 13 fields, found 5"),
+        ("t,c,a,cifar10,1,20,0.1,0,7,0,,,float32,extra", "13 fields, found 14"),
     ],
 )
 def test_wrong_recipe_is_refused(line: str, message: str, tmp_path: Path) -> None:
@@ -380,7 +398,7 @@ def test_wrong_recipe_is_refused(line: str, message: str, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=message):
         read_recipes(file)
     file.write_text("name\nx\n")
-    with pytest.raises(UsageError, match="expected the columns"):
+    with pytest.raises(UsageError, match=r"missing column.* 'constructor'"):
         read_recipes(file)
 
 
@@ -416,20 +434,23 @@ def test_counterpart_of_a_model_without_a_partner_has_its_constructor() -> None:
     assert recipe.constructor == robust.constructor
 
 
-def test_log_has_one_line_an_epoch_with_loss_accuracy_and_time_left(tmp_path: Path) -> None:
-    out = io.StringIO()
-    with progress_line("tiny", Console(file=out, width=200)) as on_step:
+def test_log_has_one_line_an_epoch_with_loss_accuracy_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.show(every=math.inf) as report:
         train(
             STANDARD,
             initialise(STANDARD, tiny),
             synthetic(200, seed=1),
             checkpoint=tmp_path / "c",
             device=CPU,
-            on_step=on_step,
+            report=report,
         )
-    lines = out.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == STANDARD.epochs
-    assert all(w in lines[0] for w in ("tiny", "epoch 1/3", "loss", "accuracy", "left"))
+    assert re.fullmatch(
+        r"tiny: epoch 1/3, loss \d\.\d+, accuracy [\d.]+ %, 0 min left 10/10", lines[0]
+    )
 
 
 def test_draws_of_different_places_differ() -> None:

@@ -12,7 +12,7 @@ import pytest
 from builder import schema
 from builder.release import write
 from builder.release.manifest import FileFacts
-from builder.release.write import FilterWriter, table_from_rows, write_table
+from builder.release.write import filter_writer, table_from_rows, write_table
 
 
 def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def filters(path: Path, *layers: tuple[int, int]) -> FileFacts:
     """Write layers of (out_channels, in_channels)."""
-    with FilterWriter(path, "cifar10", "cifar10-robust-a", "checkpoints") as writer:
+    with filter_writer(path, "cifar10", "cifar10-robust-a", "checkpoints") as writer:
         for index, (out, inside) in enumerate(layers):
             columns, linf = rows(out * inside, index)
             scale = np.arange(out, dtype=np.float32) if index else None
@@ -71,7 +71,7 @@ def test_the_same_rows_give_the_same_bytes_and_a_change_another_hash(tmp_path: P
 def test_a_failure_leaves_no_file(tmp_path: Path):
     with (
         pytest.raises(RuntimeError, match="measuring failed"),
-        FilterWriter(tmp_path / "f.parquet", "cifar10", "m", "checkpoints") as writer,
+        filter_writer(tmp_path / "f.parquet", "cifar10", "m", "checkpoints") as writer,
     ):
         columns, linf = rows(6)
         writer.append(0, 3, columns, linf, None)
@@ -110,6 +110,29 @@ def test_a_failure_in_the_footer_does_not_hang(tmp_path: Path, monkeypatch):
     worker.join(10)
     assert len(raised) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_than_two_row_groups_wait_for_a_slow_encoder(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(write, "ROWS_PER_GROUP", 8)
+    taken, go_on = threading.Semaphore(0), threading.Event()
+    encode = write.FilterWriter._encode
+
+    def slow(writer: write.FilterWriter, columns: list) -> int:
+        taken.release()
+        assert go_on.wait(10)
+        return encode(writer, columns)
+
+    monkeypatch.setattr(write.FilterWriter, "_encode", slow)
+    written: list[FileFacts] = []
+    worker = threading.Thread(target=lambda: written.append(filters(tmp_path / "f", (4, 10))))
+    worker.start()
+    assert taken.acquire(timeout=10)
+    worker.join(0.2)
+    assert worker.is_alive()  # the third group waits until the first is encoded
+    go_on.set()
+    worker.join(10)
+    assert written[0]["rows"] == pq.read_metadata(tmp_path / "f").num_rows == 40
+    assert pq.read_metadata(tmp_path / "f").num_row_groups == 5
 
 
 def test_small_tables_keep_their_types_and_nulls(tmp_path: Path):

@@ -33,7 +33,7 @@ def finish(
     identity: dict[str, Any],
     cohort: Cohort,
     planned: Sequence[PlannedModel],
-    records: Sequence[dict[str, Any]],
+    entries: Sequence[dict[str, Any]],
     report: Report,
 ) -> list[str]:
     """Write everything but the filters, the manifest last; return the problems found.
@@ -41,30 +41,30 @@ def finish(
     Args:
         root: the build folder, every filter file in place.
         identity: what the build is made of, see `build.identity`.
-        cohort: the selected models, in the order of `planned` and `records`.
+        cohort: the selected models, in the order of `planned` and `entries`.
     """
     weights = identity["weights"]
-    files: dict[str, FileFacts] = {r["path"]: r["file"] for r in records}
+    files: dict[str, FileFacts] = {r["path"]: r["file"] for r in entries}
 
     def write(name: str, rows: pa.Table) -> None:
-        report("tables", name, 0, None)
+        report("finish", f"table {name}", 0, None)
         path = schema.table_path(name)
         files[path] = write_table(root / path, schema.TABLES[name], rows, weights)
 
-    layers = [row for record in records for row in record["layers"]]
+    layers = [row for entry in entries for row in entry["layers"]]
     bases = pca_rows(planned, layers)
     write("layers", table_from_rows(schema.LAYERS, layers))
     write("pca", table_from_rows(schema.PCA, bases))
-    models = model_rows(planned, records)
+    models = model_rows(planned, entries)
     write("models", table_from_rows(schema.MODELS, models))
     write("pairs", table_from_rows(schema.PAIRS, cohort.pair_rows()))
-    first_layer = [row for record in records for row in record["first_layer"]]
+    first_layer = [row for entry in entries for row in entry["first_layer"]]
     write("first_layer", table_from_rows(schema.FIRST_LAYER, first_layer))
     write("paper", paper_table())
-    write("histograms", histograms(root, planned, records, bases, report))
+    write("histograms", histograms(root, planned, entries, bases, report))
     files[schema.SAMPLE] = sample.write_filters_sample(root, weights)
 
-    problems = [text for record in records for text in record["problems"]]
+    problems = [text for entry in entries for text in entry["problems"]]
     manifest: Manifest = {
         "name": "robust-filter-lens",
         "version": identity["version"],
@@ -80,8 +80,8 @@ def finish(
             "filters": sum(p.n_filters for p in planned),
         },
         "models": {
-            p.spec.model_id: _provenance(p, record)
-            for p, record in zip(planned, records, strict=True)
+            p.spec.model_id: _provenance(p, entry)
+            for p, entry in zip(planned, entries, strict=True)
         },
         "duplicates": _duplicates(models),
         "problems": problems,
@@ -92,8 +92,8 @@ def finish(
     return problems
 
 
-def _provenance(p: PlannedModel, record: dict[str, Any]) -> Provenance:
-    checkpoint = record["checkpoint"] or {}
+def _provenance(p: PlannedModel, entry: dict[str, Any]) -> Provenance:
+    checkpoint = entry["checkpoint"] or {}
     return {
         "source_url": p.source.url,
         "checkpoint_urls": checkpoint.get("urls"),
@@ -111,15 +111,15 @@ def _duplicates(models: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def model_rows(
-    planned: Sequence[PlannedModel], records: Sequence[dict[str, Any]]
+    planned: Sequence[PlannedModel], entries: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Rows of `models`: the cohort's facts, provenance, and aggregates over the layers."""
     rows = []
     first: dict[str, str] = {}
-    for p, record in zip(planned, records, strict=True):
-        spec, filters_hash = p.spec, record["file"]["content_hash"]
+    for p, entry in zip(planned, entries, strict=True):
+        spec, filters_hash = p.spec, entry["file"]["content_hash"]
         same = first.setdefault(filters_hash, spec.model_id)
-        checkpoint = record["checkpoint"] or {}
+        checkpoint = entry["checkpoint"] or {}
         rows.append(
             {
                 **asdict(spec),
@@ -133,8 +133,8 @@ def model_rows(
                 "n_filters": p.n_filters,
                 "filters_hash": filters_hash,
                 "same_filters_as": same if same != spec.model_id else None,
-                **aggregate(record["layers"], "folded"),
-                **aggregate(record["layers"], "trained"),
+                **aggregate(entry["layers"], "folded"),
+                **aggregate(entry["layers"], "trained"),
             }
         )
     return rows
@@ -211,7 +211,7 @@ def pca_rows(
 def histograms(
     root: Path,
     planned: Sequence[PlannedModel],
-    records: Sequence[dict[str, Any]],
+    entries: Sequence[dict[str, Any]],
     bases: Sequence[dict[str, Any]],
     report: Report,
 ) -> pa.Table:
@@ -221,18 +221,18 @@ def histograms(
     mean = np.array(full[0]["mean"])
     projectors = [
         Projector(
-            root / record["path"],
-            [row for row in record["layers"] if row["weights"] == "folded"],
+            root / entry["path"],
+            [row for row in entry["layers"] if row["weights"] == "folded"],
             directions,
             mean,
         )
-        for record in records
+        for entry in entries
     ]
     low, high = np.inf, -np.inf
     for i, projector in enumerate(projectors, 1):
         lowest, highest = projector.extent()
         low, high = min(low, lowest), max(high, highest)
-        report("histograms", "range", i, len(projectors))
+        report("finish", "histograms, range", i, len(projectors))
     if low > high:  # no filter at all
         low = high = 0.0
     tables = []
@@ -240,5 +240,5 @@ def histograms(
         counts = projector.counts(low, high)
         bins = sorted({conv.depth_bin for conv in p.layers})
         tables.append(histogram_table(p.spec.dataset, p.spec.model_id, bins, counts, low, high))
-        report("histograms", "counts", i, len(projectors))
+        report("finish", "histograms, counts", i, len(projectors))
     return pa.concat_tables(tables).unify_dictionaries()

@@ -8,31 +8,32 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from builder import schema
 from builder.building import finish
-from builder.building.ahead import ahead
 from builder.building.workspace import Workspace, open_workspace
 from builder.cohort.registry import IMAGE_SIZE, Cohort, ModelSpec
 from builder.errors import BuilderError, UsageError
-from builder.files import cache_folder, file_sha256, lock_file
+from builder.files import cache_folder, file_sha256, pins_file
 from builder.metrics.layer import measure_layer
 from builder.network.device import resolve_device
 from builder.network.extract import iter_layers
 from builder.network.plan import PlannedModel, construct_on_meta, iter_plan, layer_graph
-from builder.progress import Report
+from builder.progress import WHOLE, Report
 from builder.release.manifest import Manifest, read_manifest
 from builder.release.versions import parse_version
-from builder.release.write import FilterWriter
+from builder.release.write import filter_writer
 from builder.sources import fetch as sources
 from builder.sources.addresses import local_file, resolve
 from builder.sources.seeded import SeededState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Options:
     checkpoints: Path | None = None
     discard_checkpoints: bool = False
     cache: Path = field(default_factory=cache_folder)
-    lock: Path = field(default_factory=lock_file)
+    pins: Path = field(default_factory=pins_file)
 
     def __post_init__(self) -> None:
         parse_version(self.version)
@@ -127,8 +128,8 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
             failures = _build_models(workspace, planned, options, device, report)
             if failures:
                 return Outcome(len(planned), failures, [])
-            records = [_finished(workspace, p) for p in planned]
-            problems = finish.finish(out, made_of, selected, planned, records, report)
+            entries = [_entry(workspace, p) for p in planned]
+            problems = finish.finish(out, made_of, selected, planned, entries, report)
             return Outcome(len(planned), {}, problems)
     except OSError as e:
         raise _disk_error(e, out) from e
@@ -147,7 +148,7 @@ def _disk_error(error: OSError, out: Path) -> BuilderError:
 def _changed(spec: ModelSpec, sha256: str | None) -> bool:
     """Whether a checkpoint that is a file of this machine is no longer the one of this digest.
 
-    A download is held to its locked digest instead; and a file that is gone says nothing against
+    A download is held to its pinned digest instead; and a file that is gone says nothing against
     what was made of it.
     """
     address = resolve(spec) if sha256 else None
@@ -170,14 +171,14 @@ def _refuse_changed(out: Path, manifest: Manifest, cohort: Cohort) -> None:
             )
 
 
-def _finished(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
-    record = workspace.finished(planned.spec.model_id)
-    if record is None:
+def _entry(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
+    entry = workspace.entry(planned.spec.model_id)
+    if entry is None:
         raise BuilderError(
             f"the filters of {planned.spec.model_id} disappeared during the build.",
             hint="run the same command again.",
         )
-    return record
+    return entry
 
 
 class _Stopped(Exception):
@@ -204,8 +205,8 @@ def _build_models(
         model_id = p.spec.model_id
         if stop.is_set():
             return
-        record = workspace.finished(model_id)
-        if record and not _changed(p.spec, (record["checkpoint"] or {}).get("sha256")):
+        entry = workspace.entry(model_id)
+        if entry and not _changed(p.spec, (entry["checkpoint"] or {}).get("sha256")):
             report(model_id, "already there", position, len(planned))
             return
         try:
@@ -218,6 +219,7 @@ def _build_models(
             return
         report(model_id, "done", position, len(planned))
 
+    report(WHOLE, "models", 0, len(planned))
     with ThreadPoolExecutor(max(1, options.jobs), thread_name_prefix="model") as pool:
         try:
             futures = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
@@ -235,7 +237,7 @@ def _build_models(
 def build_model(
     workspace: Workspace, p: PlannedModel, options: Options, device: str, report: Report
 ) -> None:
-    """Fetch, extract, measure, write and record one model."""
+    """Fetch, extract, measure, write and journal one model."""
     spec = p.spec
     workspace.forget(spec.model_id)
     meta = construct_on_meta(spec)
@@ -249,18 +251,18 @@ def build_model(
             spec,
             cache=options.cache,
             checkpoints=options.checkpoints,
-            lock=options.lock,
-            progress=lambda what, done, total: report(spec.model_id, what, done, total),
+            pins=options.pins,
+            report=report,
         )
         state = sources.load_state(spec, fetched, meta)
     path = schema.filters_path(spec.dataset, spec.model_id)
     layers: list[dict[str, Any]] = []
     problems: list[str] = []
     n = 0
-    with FilterWriter(
+    with filter_writer(
         workspace.root / path, spec.dataset, spec.model_id, options.weights
     ) as writer:
-        for layer in ahead(iter_layers(p.convs, state, device)):
+        for layer in _ahead(iter_layers(p.convs, state, device)):
             measured = measure_layer(layer)
             scale = None if layer.bn_scale is None else layer.bn_scale.cpu().numpy()
             writer.append(
@@ -293,7 +295,7 @@ def build_model(
     if options.first_layer:
         first_layer = _first_layer(p, state, options, device, report)
     assert writer.written is not None
-    workspace.record(
+    workspace.note(
         spec.model_id,
         {
             "path": path,
@@ -308,6 +310,15 @@ def build_model(
     )
     if fetched is not None and options.discard_checkpoints:
         sources.discard(fetched)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield `items`, the next of which is made on another thread while the caller works on one."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The folder of a build in progress: whose it is, what is finished in it, and nobody else's.
 
 `OUT/.build` exists from the first moment of a build to the last: it holds a lock, the identity of
-the build, and one JSON record per finished model. A record is written after the model's filter
-file has its final name, so whatever the moment a build stops, the next one goes on from there.
+the build, and a journal, one JSON entry per finished model. An entry is written after the model's
+filter file has its final name, so whatever the moment a build stops, the next one goes on there.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _NOT_BEGUN = {".build", ".build/lock", ".build/.identity.json.tmp"}
 
 
 class Workspace:
-    """Records of finished models under OUT/.build."""
+    """A build folder, and the journal of its finished models under OUT/.build."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._records = root / ".build" / "models"
+        self._journal = root / ".build" / "models"
 
     def begin(self, identity: dict[str, Any], fresh: bool) -> None:
         """Make the folder this build's: go on with what is finished, or delete it if `fresh`.
 
         Killed at any point of this, the folder is still a build's, and one that is never taken for
-        complete: records go before the identity changes, and the manifest before the data.
+        complete: the journal goes before the identity changes, and the manifest before the data.
         """
         if fresh:
-            _remove(self._records)
+            _remove(self._journal)
         write_atomic(self.root / IDENTITY, json.dumps(identity).encode())
         _remove(self.root / MANIFEST)
-        if not self._records.exists():  # nothing is finished: what is here is of an earlier build
+        if not self._journal.exists():  # nothing is finished: what is here is of an earlier build
             for name in OWN:
                 _remove(self.root / name)
         for name in (*OWN, MANIFEST, ".build"):
@@ -54,19 +54,19 @@ class Workspace:
             for leftover in (self.root / name).rglob(".*.tmp"):
                 leftover.unlink()
 
-    def record(self, model_id: str, facts: dict[str, Any]) -> None:
-        """Note a finished model. `facts` must survive JSON."""
+    def note(self, model_id: str, facts: dict[str, Any]) -> None:
+        """Enter a finished model in the journal. `facts` must survive JSON."""
         text = json.dumps(facts, allow_nan=False)
-        write_atomic(self._records / f"{model_id}.json", text.encode())
+        write_atomic(self._journal / f"{model_id}.json", text.encode())
 
     def forget(self, model_id: str) -> None:
-        """Before a model is made anew: its old record must not vouch for the new file."""
-        (self._records / f"{model_id}.json").unlink(missing_ok=True)
+        """Before a model is made anew: its old entry must not vouch for the new file."""
+        (self._journal / f"{model_id}.json").unlink(missing_ok=True)
 
-    def finished(self, model_id: str) -> dict[str, Any] | None:
-        """The record of a model whose filter file is in place, else None."""
+    def entry(self, model_id: str) -> dict[str, Any] | None:
+        """The journal's entry of a model whose filter file is in place, else None."""
         try:
-            facts: dict[str, Any] = json.loads((self._records / f"{model_id}.json").read_bytes())
+            facts: dict[str, Any] = json.loads((self._journal / f"{model_id}.json").read_bytes())
         except FileNotFoundError:
             return None
         file = self.root / facts["path"]

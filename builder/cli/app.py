@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 import builder
 from builder import __version__, progress
 from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError
+from builder.tables import write_rows
 
 
 class Commands(TyperGroup):
@@ -95,21 +95,15 @@ def terminal_width() -> int:
     return Console().width if sys.stdout.isatty() else 0
 
 
-def print_table(names: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    """A table for people on a terminal, tab-separated values for programs."""
-    if not sys.stdout.isatty():
-        for line in [names, *([row[n] for n in names] for row in rows)]:
-            sys.stdout.write("\t".join("" if v is None else str(v) for v in line) + "\n")
-        return
-    table = Table(box=None, header_style="bold")
-    for name in names:
-        number = rows and isinstance(rows[0][name], int)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(
-            *(f"{row[n]:,}" if isinstance(row[n], int) else str(row[n] or "") for n in names)
-        )
-    Console().print(table)
+def print_table(names: tuple[str, ...], rows: list[dict[str, Any]], everything: str) -> None:
+    """A table on stdout; words on stderr where a terminal hides some of it.
+
+    Args:
+        everything: what shows all of the table, e.g. "--json".
+    """
+    said = write_rows(sys.stdout, names, ([row[n] for n in names] for row in rows))
+    if said:
+        say(f"{said}; {everything} has all.")
 
 
 def _version(show: bool) -> None:

@@ -9,23 +9,34 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from builder.cli import ask, bench, check, make, share  # noqa: F401  each registers its commands
+from builder.cli import (  # noqa: F401  each registers its commands
+    ask,
+    bench,
+    check,
+    look,
+    make,
+    measure,
+    share,
+)
 from builder.cli.app import app, say
 from builder.errors import EXIT_OK, EXIT_USAGE, BuilderError
 
-EXTRAS = dict.fromkeys(
-    (
-        "torch",
-        "torchvision",
-        "timm",
-        "robustbench",
-        "safetensors",
-        "requests",
-        "filelock",
-        "skimage",
-    ),
-    "build",
-) | dict.fromkeys(("huggingface_hub", "datasets"), "hub")
+EXTRAS = (
+    dict.fromkeys(
+        (
+            "torch",
+            "torchvision",
+            "timm",
+            "robustbench",
+            "safetensors",
+            "requests",
+            "skimage",
+        ),
+        "build",
+    )
+    | dict.fromkeys(("huggingface_hub", "datasets"), "hub")
+    | dict.fromkeys(("altair", "vl_convert", "jinja2", "itables"), "report")
+)
 """Packages that a base install lacks, and the extra that brings them."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -62,10 +63,10 @@ def plan(
             "n_filters",
             "bn_layer",
         )
-        print_table(names, result["layers"])
+        print_table(names, result["layers"], "--json")
     else:
         names = ("model_id", "architecture", "n_layers", "n_filters", "bytes", "source")
-        print_table(names, result["models"])
+        print_table(names, result["models"], "--json")
     totals = result["totals"]
     say(
         f"{totals['n_models']} models, {totals['n_pairs']} pairs, {totals['n_layers']:,} layers, "
@@ -183,6 +184,7 @@ def train(
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Train finished members again.")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the mini zoo again, or a standard counterpart for a model of a cohort.
 
@@ -198,10 +200,11 @@ def train(
     else:
         recipes = counterparts(load_cohort(cohort), target)
     cards = []
-    for card in train_members(
-        recipes, data=data, out=out, device=device, console=progress.console(), force=force
-    ):
-        cards.append(card)
-        say(f"{card['name']}: clean {card['clean_acc']} %, PGD-20 {card['pgd20_acc']} %")
+    with progress.show(quiet or as_json, every=math.inf) as report:  # a log has a line an epoch
+        for card in train_members(
+            recipes, data=data, out=out, device=device, report=report, force=force
+        ):
+            cards.append(card)
+            say(f"{card['name']}: clean {card['clean_acc']} %, PGD-20 {card['pgd20_acc']} %")
     if as_json:
         print_json({"members": cards})

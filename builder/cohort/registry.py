@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import hashlib
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from builder import schema
+from builder.csvfile import read_csv
 from builder.errors import UsageError
 
 DATASETS = ("cifar10", "cifar100", "imagenet")
@@ -161,13 +161,13 @@ _PARSE: dict[str, Callable[[str], Any]] = {
     "year": _year,
 }
 COLUMNS = tuple(f.name for f in fields(ModelSpec))
-REQUIRED = COLUMNS[:6]
+REQUIRED, OPTIONAL = COLUMNS[:6], COLUMNS[6:]
 
 
-def _parse_row(row: dict[str, str | None], where: str) -> ModelSpec:
+def _parse_row(row: dict[str, str], where: str) -> ModelSpec:
     values: dict[str, Any] = {}
     for name in COLUMNS:
-        text = (row.get(name) or "").strip()
+        text = row.get(name)
         if not text:
             if name in REQUIRED:
                 raise UsageError(f"{where}: column '{name}' is empty; it is required.")
@@ -212,28 +212,7 @@ def read_cohort(path: Path, name: str) -> Cohort:
     Raises:
         UsageError: unreadable file, wrong column, wrong value, duplicate id, unknown partner.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            header = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UsageError(f"cannot read the cohort {path}: {e}.") from None
-    unknown = [c for c in header if c not in COLUMNS]
-    missing = [c for c in REQUIRED if c not in header]
-    if unknown or missing:
-        said = [f"unknown column(s) {', '.join(unknown)}"] if unknown else []
-        said += [f"missing column(s) {', '.join(missing)}"] if missing else []
-        raise UsageError(
-            f"{path}: {'; '.join(said)}.",
-            hint=f"required: {', '.join(REQUIRED)}; optional: {', '.join(COLUMNS[6:])}.",
-        )
-    if not rows:
-        raise UsageError(f"{path}: no models; expected at least one line below the header.")
-    for i, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise UsageError(f"{path}: row {i} has not the header's {len(header)} fields.")
-    models = tuple(_parse_row(row, f"{path}: row {i}") for i, row in enumerate(rows, start=2))
+    models = tuple(_parse_row(row, where) for where, row in read_csv(path, REQUIRED, OPTIONAL))
     _check(models, str(path))
     return Cohort(name, models)
 

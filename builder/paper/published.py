@@ -13,14 +13,15 @@ table has the same bytes on every machine.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from builder import schema
+from builder.csvfile import read_csv
 from builder.schema import PAPER
 
 BOX_STATISTICS = (
@@ -42,8 +43,8 @@ Row = dict[str, Any]
 
 def read_published(name: str) -> list[dict[str, str]]:
     """Rows of builder/paper/{name}.csv, as text."""
-    text = (files("builder") / "paper" / f"{name}.csv").read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
+    path = Path(str(files("builder") / "paper" / f"{name}.csv"))
+    return [row for _, row in read_csv(path)]
 
 
 def _values() -> Iterator[Row]:

@@ -1,7 +1,13 @@
 """Content hash of a table: same rows, same hash, whatever the order, encoding or file layout.
 
-Each row is hashed from the exact bits of its values and the names of its columns; the 128-bit
-row hashes are added. It compares contents between releases; tampering is what the SHA-256 of the
+Each row has a 64-bit hash of the exact bits of its values and the names of its columns. It is
+extended to 128 bits by a fixed function of itself, and those are added over the rows, both halves
+modulo 2**64, so that repeated rows do not cancel.
+
+What that protects from is accident. Two rows that differ by accident collide with probability
+2**-64, and so does a table with one such row exchanged for another: the 128 bits of a sum hold no
+more than the 64 of each row. The row hash is linear before its last mixing and has no key, so
+whoever wants two rows of one hash computes them at once: tampering is what the SHA-256 of the
 files is for.
 """
 

@@ -82,11 +82,11 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) 
     con.execute("set variable release = ?", [root])
     views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
     for statement in duckdb.extract_statements(views):
-        if has_filters or "view filters" not in statement.query:
+        if not has_filters and "view filters" in statement.query:
+            con.register("filters", schema.FILTERS.arrow.empty_table())
+        else:
             with explained("the views"):
                 con.execute(statement)
-    if not has_filters:
-        con.register("filters", schema.FILTERS.arrow.empty_table())
 
 
 def literal(path: str | Path) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -154,45 +154,49 @@ def table_from_rows(table: schema.Table, rows: list[dict[str, Any]]) -> pa.Table
     return pa.Table.from_pylist(rows, schema=table.arrow)
 
 
-class FilterWriter:
-    """Writes the filters of one model, encoding on a thread of its own.
+@contextmanager
+def filter_writer(path: Path, dataset: str, model_id: str, weights: str) -> Iterator[FilterWriter]:
+    """The writer of the filters of one model, encoding on a thread of its own.
 
-    Use as a context manager; the file has its final name only after a clean exit, and
-    `written` is set then.
+    The file has its final name only after a clean exit, and `FilterWriter.written` is set then.
+    What fails in the encoder is raised by `FilterWriter.append` or here, at the end.
+    """
+    target = _with_metadata(schema.FILTERS.arrow, schema.FILTERS.name, weights)
+    order = [
+        pq.SortingColumn(target.get_field_index(name))
+        for name in ("layer_index", "out_channel", "in_channel")
+    ]
+    with (
+        _replacing(path) as sink,
+        pq.ParquetWriter(sink, target, sorting_columns=order, **FILTER_SETTINGS) as encoder,
+        ThreadPoolExecutor(1, "encode") as thread,
+    ):
+        writer = FilterWriter(encoder, thread, (dataset, model_id))
+        yield writer
+        content_hash = writer.finish()
+    writer.written = sink.facts(writer.rows, content_hash)
+
+
+class FilterWriter:
+    """Takes the layers of a model and has them encoded in full row groups.
+
+    Attributes:
+        rows: filters appended so far.
+        written: facts of the file, once it is whole.
     """
 
-    def __init__(self, path: Path, dataset: str, model_id: str, weights: str) -> None:
+    def __init__(
+        self, encoder: pq.ParquetWriter, thread: ThreadPoolExecutor, labels: tuple[str, str]
+    ) -> None:
+        self.rows = 0
         self.written: FileFacts | None = None
-        self._path = path
-        self._schema = _with_metadata(schema.FILTERS.arrow, schema.FILTERS.name, weights)
-        self._labels = (dataset, model_id)
+        self._encoder = encoder
+        self._thread = thread
+        self._labels = labels
         self._parts: list[list[NDArray[Any]]] = []  # columns of the row group being filled
-        self._rows = 0
-        # Two row groups in flight: the encoder never waits, and memory stays bounded.
-        self._queue: queue.Queue[list[NDArray[Any]] | None] = queue.Queue(maxsize=2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._encode, name=f"encode {model_id}")
+        self._filled = 0
+        self._encoding: deque[Future[int]] = deque()
         self._hash = 0
-        self._total = 0
-
-    def __enter__(self) -> FilterWriter:
-        self._file = _replacing(self._path)
-        self._sink = self._file.__enter__()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None and self._rows:
-            self._flush()
-        self._queue.put(None)
-        self._thread.join()
-        if error[0] is None and self._error is not None:
-            failure = self._error
-            self._file.__exit__(type(failure), failure, failure.__traceback__)
-            raise failure
-        self._file.__exit__(*error)
-        if error[0] is None:
-            self.written = self._sink.facts(self._total, self._hash)
 
     def append(
         self,
@@ -214,9 +218,7 @@ class FilterWriter:
         n = linf.shape[0]
         start = 0
         while start < n:
-            if self._error is not None:
-                raise self._error
-            stop = min(n, start + ROWS_PER_GROUP - self._rows)
+            stop = min(n, start + ROWS_PER_GROUP - self._filled)
             row = np.arange(start, stop, dtype=np.int32)
             out_channel, in_channel = np.divmod(row, np.int32(in_channels))
             scale = np.ones(len(row), np.float32) if bn_scale is None else bn_scale[out_channel]
@@ -230,39 +232,36 @@ class FilterWriter:
                     scale,
                 ]
             )
-            self._rows += len(row)
-            if self._rows == ROWS_PER_GROUP:
+            self._filled += len(row)
+            if self._filled == ROWS_PER_GROUP:
                 self._flush()
             start = stop
+        self.rows += n
+
+    def finish(self) -> int:
+        """Encode what is left; the content hash of all rows."""
+        if self._filled:
+            self._flush()
+        while self._encoding:
+            self._collect()
+        return self._hash
 
     def _flush(self) -> None:
-        self._queue.put([np.concatenate(parts) for parts in zip(*self._parts, strict=True)])
-        self._parts, self._rows = [], 0
+        # Two row groups in flight: the encoder never waits, and memory stays bounded.
+        if len(self._encoding) == 2:
+            self._collect()
+        columns = [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
+        self._encoding.append(self._thread.submit(self._encode, columns))
+        self._parts, self._filled = [], 0
 
-    def _encode(self) -> None:
-        """Thread: row groups from the queue to the file. After a failure it only drains."""
-        columns: list[NDArray[Any]] | None = []  # None: the last has been taken
-        try:
-            with pq.ParquetWriter(
-                self._sink,
-                self._schema,
-                sorting_columns=[
-                    pq.SortingColumn(self._schema.get_field_index(name))
-                    for name in ("layer_index", "out_channel", "in_channel")
-                ],
-                **FILTER_SETTINGS,
-            ) as writer:
-                while (columns := self._queue.get()) is not None:
-                    batch = self._batch(columns)
-                    self._hash = content.add(
-                        self._hash, content.hash_rows(batch, content.FILTER_IDENTITY)
-                    )
-                    self._total += batch.num_rows
-                    writer.write_batch(batch, row_group_size=ROWS_PER_GROUP)
-        except BaseException as e:  # handed to the thread that appends, which raises it
-            self._error = e
-            while columns is not None:  # closing fails behind the last
-                columns = self._queue.get()
+    def _collect(self) -> None:
+        self._hash = content.add(self._hash, self._encoding.popleft().result())
+
+    def _encode(self, columns: list[NDArray[Any]]) -> int:
+        """Encode a row group; its content hash."""
+        batch = self._batch(columns)
+        self._encoder.write_batch(batch, row_group_size=ROWS_PER_GROUP)
+        return content.hash_rows(batch, content.FILTER_IDENTITY)
 
     def _batch(self, columns: list[NDArray[Any]]) -> pa.RecordBatch:
         n = len(columns[0])
@@ -271,5 +270,5 @@ class FilterWriter:
             for label in self._labels
         ]
         return pa.RecordBatch.from_arrays(
-            [*labels, *(pa.array(c) for c in columns)], schema=self._schema
+            [*labels, *(pa.array(c) for c in columns)], schema=self._encoder.schema
         )

@@ -32,7 +32,7 @@ class Remote:
     """One file to download.
 
     Attributes:
-        address: the public URL, by which its digest is locked; the same behind any mirror.
+        address: the public URL, by which its digest is pinned; the same behind any mirror.
         url: where it is fetched from: `address`, or its mirror.
         name: its file name.
         by_hand: names under which `--checkpoints DIR` may hold the same bytes, best first. None
@@ -171,7 +171,7 @@ def _hf(rest: str) -> Address:
 
 def _http(scheme: str) -> Callable[[str], Address]:
     def parse(rest: str) -> Address:
-        # As it goes over the wire, and as a line of the lock can hold it.
+        # As it goes over the wire, and as a line of the pins can hold it.
         url = re.sub(r"\s", lambda space: quote(space[0]), f"{scheme}:{rest}")
         parts = urlsplit(url)
         name = PurePosixPath(parts.path).name

@@ -1,7 +1,7 @@
 """Resumable downloads, and the digests that every later download must meet.
 
 A file has its final name only when it is whole: all announced bytes are there, `check` accepts
-it, and its digest is the locked one. Until then it is FILE.part, beside FILE.part.from with the
+it, and its digest is the pinned one. Until then it is FILE.part, beside FILE.part.from with the
 server's validator, so that an interrupted download goes on where it stopped, unless the file
 has changed on the server since.
 """
@@ -11,24 +11,24 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import fcntl
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from filelock import FileLock
+
 from builder.errors import BuilderError, NetworkError
+from builder.progress import Report
 from builder.sources import webpage
 from builder.sources.digests import WrongContent
 
 if TYPE_CHECKING:
     from requests import Response, Session
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the file's name, the bytes there, and the bytes expected (None: unknown)."""
 
 ATTEMPTS = 6
 """Attempts in a row that may fail without a byte of progress."""
@@ -54,7 +54,8 @@ def download(
     *,
     check: Callable[[Path], str],
     headers: dict[str, str] | None = None,
-    progress: Progress | None = None,
+    subject: str,
+    report: Report,
     pause: Callable[[float], None] = time.sleep,
 ) -> str:
     """Fetch `url` into `path`, going on with an earlier attempt; return what `check` returns.
@@ -63,6 +64,7 @@ def download(
         check: called with the whole file before it gets its name; returns its digest, raises
             WrongContent for one that is not what was asked for.
         headers: added to every request to the url's own host (a token, say).
+        report: told `subject`, the file's name, the bytes there and the bytes expected.
         pause: sleeps between attempts.
 
     Raises:
@@ -75,39 +77,27 @@ def download(
     import requests
 
     part = path.with_name(path.name + ".part")
-    with _storage_errors(path), contextlib.ExitStack() as stack:
+    with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        out = stack.enter_context(_lock_part(part))
-        if path.exists():  # another process was faster
-            part.unlink(missing_ok=True)
-        else:
-            session = stack.enter_context(requests.Session())
-            session.headers.update({"User-Agent": "robust-filter-lens"})
-            session.headers.update({"Accept-Encoding": "identity"})
-            _fetch(session, url, headers or {}, out, path, progress, pause)
-            os.fsync(out.fileno())
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if path.exists():  # another process was faster
+                return check(path)
+            with part.open("ab") as out, requests.Session() as session:
+                session.headers.update({"User-Agent": "robust-filter-lens"})
+                session.headers.update({"Accept-Encoding": "identity"})
+                tell = partial(report, subject, path.name)
+                _fetch(session, url, headers or {}, out, path, tell, pause)
+                os.fsync(out.fileno())
             try:
                 digest = check(part)
             except WrongContent:
-                part.unlink(missing_ok=True)
+                part.unlink()
                 _validator_file(path).unlink(missing_ok=True)
                 raise
             part.replace(path)
             _validator_file(path).unlink(missing_ok=True)
             _sync_folder(path.parent)
             return digest
-    return check(path)
-
-
-def _lock_part(part: Path) -> IO[bytes]:
-    """Open FILE.part for this process alone; wait for another that is fetching it."""
-    while True:
-        out = part.open("ab")
-        fcntl.flock(out, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(out.fileno()), part.stat()):
-                return out
-        out.close()  # it was renamed or deleted while we waited
 
 
 def _fetch(
@@ -116,7 +106,7 @@ def _fetch(
     headers: dict[str, str],
     out: IO[bytes],
     path: Path,
-    progress: Progress | None,
+    tell: Callable[[int, int | None], None],
     pause: Callable[[float], None],
 ) -> None:
     """Attempt until the file is whole."""
@@ -126,7 +116,7 @@ def _fetch(
     while True:
         had = out.seek(0, os.SEEK_END)
         try:
-            _attempt(session, url, headers, out, path, progress)
+            _attempt(session, url, headers, out, path, tell)
             return
         except _Retry as e:
             reason, wait = str(e), e.wait
@@ -169,7 +159,7 @@ def _attempt(
     headers: dict[str, str],
     out: IO[bytes],
     path: Path,
-    progress: Progress | None,
+    tell: Callable[[int, int | None], None],
 ) -> None:
     """One request, from where the part ends; two where Drive asks for confirmation."""
     have = out.seek(0, os.SEEK_END)
@@ -178,12 +168,12 @@ def _attempt(
     with session.get(url, headers=headers | span, stream=True, timeout=_TIMEOUT) as response:
         onward = _inspect(response, url)
         if onward is None:
-            _receive(response, out, path, have, progress)
+            _receive(response, out, path, have, tell)
             return
     with session.get(onward, headers=span, stream=True, timeout=_TIMEOUT) as response:
         if _inspect(response, url) is not None:
             raise NetworkError(f"{url} asks for confirmation again and again.")
-        _receive(response, out, path, have, progress)
+        _receive(response, out, path, have, tell)
 
 
 def _inspect(response: Response, url: str) -> str | None:
@@ -234,7 +224,11 @@ def _retry_after(response: Response, url: str) -> float | None:
 
 
 def _receive(
-    response: Response, out: IO[bytes], path: Path, have: int, progress: Progress | None
+    response: Response,
+    out: IO[bytes],
+    path: Path,
+    have: int,
+    tell: Callable[[int, int | None], None],
 ) -> None:
     """Append the answer's body (or begin anew where it is the whole file)."""
     if response.status_code == 416:  # nothing behind the part: whole already, or another file
@@ -270,8 +264,7 @@ def _receive(
         at += len(block)
         if at > MAX_BYTES:
             raise NetworkError(f"{response.url} has more than {MAX_BYTES:,} bytes.")
-        if progress is not None:
-            progress(path.name, at, total)
+        tell(at, total)
     out.flush()
     if total is not None and at != total:
         raise _Retry(f"{total:,} bytes were announced and {at:,} sent")

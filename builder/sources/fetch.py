@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from builder.cohort.registry import ModelSpec
 from builder.errors import NetworkError, UsageError
 from builder.files import file_sha256
+from builder.progress import Report
 from builder.sources import digests
 from builder.sources.addresses import Address, Remote, local_file, resolve
 from builder.sources.checkpoint import SUFFIXES, read_checkpoint
 from builder.sources.constructors import construct, instantiate
-from builder.sources.download import Progress, download
+from builder.sources.download import download
 from builder.sources.state import fit_state
 
 if TYPE_CHECKING:
@@ -75,22 +76,22 @@ def fetch(
     *,
     cache: Path,
     checkpoints: Path | None,
-    lock: Path,
-    progress: Progress | None = None,
+    pins: Path,
+    report: Report,
 ) -> Fetched:
     """The checkpoint files of a model: by hand, from the cache, or downloaded.
 
     Args:
         cache: folder of downloads.
         checkpoints: folder of files fetched by hand; they win over the cache and the network.
-        lock: checkpoints.lock; digests of all files that have a public address are locked at
+        pins: checkpoints.lock; digests of all files that have a public address are pinned at
             first use and enforced ever after.
-        progress: called with file name, bytes there, bytes expected.
+        report: told the model, the file's name, the bytes there and the bytes expected.
 
     Raises:
         UsageError: a wrong address, or a local file that is not there.
         NetworkError: a file that cannot be downloaded.
-        BuilderError: a file that is not what was locked, or is no checkpoint.
+        BuilderError: a file that is not what was pinned, or is no checkpoint.
     """
     address = resolve(spec)
     if address.local:
@@ -98,12 +99,12 @@ def fetch(
         return Fetched((path,), (address.url,), file_sha256(path), path.stat().st_size)
     by_hand = _by_hand(spec, address, checkpoints) if checkpoints is not None else []
     if by_hand:
-        checked = [_check(path, key, lock) for path, key in by_hand]
+        checked = [_check(path, key, pins) for path, key in by_hand]
         return _fetched(address, [path for path, _ in by_hand], checked, cached=False)
     files = [cache / address.kind / f"{_tag(r.address)}-{r.name}" for r in address.remote]
     try:
         checked = [
-            _fetch_one(remote, path, lock, progress)
+            _fetch_one(remote, path, pins, spec.model_id, report)
             for remote, path in zip(address.remote, files, strict=True)
         ]
     except NetworkError as e:
@@ -153,35 +154,36 @@ def _fetched(
     return Fetched(tuple(files), tuple(r.address for r in address.remote), whole, size, cached)
 
 
-def _check(file: Path, key: str, lock: Path) -> str:
-    """Lock the digest of a file that can be read as a checkpoint, or check it; return it."""
+def _check(file: Path, key: str, pins: Path) -> str:
+    """Pin the digest of a file that can be read as a checkpoint, or check it; return it."""
     digest = file_sha256(file)
-    locked = digests.read_lock(lock).get(key)
-    if locked is not None and locked[0] != digest:
-        raise digests.changed(key, lock, locked[0], digest)
-    read_checkpoint(file, name=key)  # never lock the digest of half a file
-    digests.enforce(lock, key, digest, file.stat().st_size)
+    pinned = digests.read_pins(pins).get(key)
+    if pinned is not None and pinned[0] != digest:
+        raise digests.changed(key, pins, pinned[0], digest)
+    read_checkpoint(file, name=key)  # never pin the digest of half a file
+    digests.enforce(pins, key, digest, file.stat().st_size)
     return digest
 
 
-def _fetch_one(remote: Remote, path: Path, lock: Path, progress: Progress | None) -> str:
-    """One file into the cache, if it is not there; its digest, which is the locked one."""
+def _fetch_one(remote: Remote, path: Path, pins: Path, subject: str, report: Report) -> str:
+    """One file into the cache, if it is not there; its digest, which is the pinned one."""
     if path.exists():
         try:
-            return _check(path, remote.address, lock)
+            return _check(path, remote.address, pins)
         except digests.WrongContent:
-            path.unlink()  # damaged in the cache, or of another lock: ask its source again
+            path.unlink()  # damaged in the cache, or of another pin: ask its source again
     return download(
         remote.url,
         path,
-        check=lambda file: _check(file, remote.address, lock),
+        check=lambda file: _check(file, remote.address, pins),
         headers=remote.headers,
-        progress=progress,
+        subject=subject,
+        report=report,
     )
 
 
 def _by_hand(spec: ModelSpec, address: Address, folder: Path) -> list[tuple[Path, str]]:
-    """The files of a model in a folder filled by hand, with the keys they are locked under;
+    """The files of a model in a folder filled by hand, with the keys they are pinned under;
     empty where the folder has none of them.
 
     Raises:
@@ -206,7 +208,7 @@ def _by_hand(spec: ModelSpec, address: Address, folder: Path) -> list[tuple[Path
 
 def _names(spec: ModelSpec, address: Address, index: int) -> list[tuple[str, str]]:
     """What the index-th file of a model may be called in a folder filled by hand, best first,
-    each with the key its digest is locked under.
+    each with the key its digest is pinned under.
 
     Under the name it has at its source it must be the very file; under the model's id it may be
     another form of it, such as the checkpoint out of an archive, with a key of its own.

@@ -136,7 +136,7 @@ def _rename(key: str, strip: str, add: str) -> str:
     return add + key.removeprefix(strip) if key.startswith(strip) else key
 
 
-def _state_dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], dict[str, StoredTensor]]]:
+def state_dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], dict[str, StoredTensor]]]:
     """Every dictionary that names tensors, with the keys that lead to it; breadth first."""
     seen: set[int] = set()
     level: list[tuple[tuple[str, ...], Any]] = [((), tree)]
@@ -171,7 +171,7 @@ def _best_match(checkpoint: Checkpoint, expected: _Expected, found: Mapping[str,
     """The reading that meets most of the keys that no earlier file of the ensemble has met."""
     open_shapes = {k: s for k, s in expected.shapes.items() if k not in found}
     matches: list[_Match] = []
-    for path, tensors in _state_dicts(checkpoint.tree):
+    for path, tensors in state_dicts(checkpoint.tree):
         quarter = len(tensors) / 4
         readings = [
             _Match(path, tensors, strip, add, _score(tensors, strip, add, open_shapes))

@@ -6,13 +6,12 @@ hardware, time and digest. The card is written last; a member with a card is fin
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from fractions import Fraction
 from importlib.resources import files
@@ -20,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from builder import schema
 from builder.cohort.registry import Cohort
+from builder.csvfile import read_csv
 from builder.errors import BuilderError, UsageError
 from builder.files import file_sha256, write_atomic
 from builder.network.device import resolve_device
+from builder.progress import WHOLE, Report
 from builder.sources.constructors import construct
 from builder.training.attack import PGD20, accuracy
 from builder.training.images import Images, check_trainable, load_images
-from builder.training.progress import progress_line
-from builder.training.train import Progress, Recipe, initialise, train, uses_bf16
+from builder.training.train import Recipe, initialise, train, uses_bf16
 
 ATTACKED_IMAGES = 2000
 """Test images, from the first, that `pgd20_acc` is measured on."""
@@ -71,28 +70,15 @@ def read_recipes(path: Path | None = None) -> tuple[Recipe, ...]:
         UsageError: unreadable file, wrong columns or a wrong value.
     """
     path = path or zoo_folder() / "recipes.csv"
-    columns = tuple(f.name for f in fields(Recipe))
-    try:
-        with path.open(newline="", encoding="utf-8") as f:
-            reader = csv.DictReader(f)
-            header = reader.fieldnames or ()
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UsageError(f"cannot read the recipes {path}: {e}.") from None
-    if set(header) != set(columns):
-        raise UsageError(
-            f"{path}: expected the columns {', '.join(columns)}; found {', '.join(header)}."
-        )
-    return tuple(_parse(row, f"{path}: row {i}") for i, row in enumerate(rows, start=2))
+    rows = read_csv(path, [f.name for f in fields(Recipe)], ())
+    return tuple(_parse(row, where) for where, row in rows)
 
 
-def _parse(row: dict[Any, Any], where: str) -> Recipe:
-    if None in row or None in row.values():
-        raise UsageError(f"{where} has not the header's {len(fields(Recipe))} fields.")
+def _parse(row: dict[str, str], where: str) -> Recipe:
     values: dict[str, Any] = {}
     for column, text in row.items():
         try:
-            values[column] = _PARSE.get(column, str)(text.strip())
+            values[column] = _PARSE.get(column, str)(text)
         except ValueError:
             raise UsageError(f"{where}: column '{column}' is {text!r}: not a number.") from None
     recipe = Recipe(**values)
@@ -165,7 +151,7 @@ def train_member(
     out: Path,
     device: torch.device,
     build: Callable[[str], nn.Module] = construct,
-    on_step: Callable[[Progress], None] = lambda progress: None,
+    report: Report = lambda subject, what, done, total: None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Train one recipe to `out/NAME.safetensors` and its card; returns the card.
@@ -176,6 +162,7 @@ def train_member(
     Args:
         data: see `builder.training.images.load_images`.
         build: makes the network from the recipe's constructor.
+        report: as `builder.training.train.train` calls it.
 
     Raises:
         UsageError: no images, or a checkpoint or card of another recipe.
@@ -188,7 +175,8 @@ def train_member(
     test = load_images(data, recipe.dataset, "test")
     torch.backends.cudnn.deterministic = True  # one seed, one result, at some cost on a GPU
     model = initialise(recipe, lambda: build(recipe.constructor))
-    seconds = train(recipe, model, images, checkpoint=checkpoint, device=device, on_step=on_step)
+    seconds = train(recipe, model, images, checkpoint=checkpoint, device=device, report=report)
+    report(recipe.name, "evaluating", 0, None)
     state = stored_state(model, STORED_AS[recipe.stored_as])
     model.load_state_dict(state)  # what is measured is what is shipped
     card = {
@@ -216,26 +204,24 @@ def train_member(
 
 
 def train_members(
-    recipes: Iterable[Recipe],
+    recipes: Sequence[Recipe],
     *,
     data: str | None,
     out: Path,
     device: str,
-    console: Console,
+    report: Report,
     force: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Train recipes one after the other, a progress line each; yields their cards.
+    """Train recipes one after the other; yields their cards.
 
     Args:
         device: auto, cpu or cuda. The others: see `train_member`.
     """
     where = torch.device(resolve_device(device))
-    for recipe in recipes:
-        with progress_line(recipe.name, console) as on_step:
-            card = train_member(
-                recipe, data=data, out=out, device=where, on_step=on_step, force=force
-            )
-        yield card
+    report(WHOLE, "members", 0, len(recipes))
+    for i, recipe in enumerate(recipes, 1):
+        yield train_member(recipe, data=data, out=out, device=where, report=report, force=force)
+        report(recipe.name, "done", i, len(recipes))
 
 
 def evaluate(model: nn.Module, test: Images, device: torch.device) -> dict[str, Any]:

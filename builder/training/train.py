@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from builder.errors import BuilderError, UsageError
 from builder.files import write_atomic
+from builder.progress import Report
 from builder.training.attack import Attack, as_input, autocast, perturb
 from builder.training.images import Images
 
@@ -67,20 +68,6 @@ class Recipe:
         return Attack(
             float(Fraction(self.eps)), float(Fraction(self.pgd_step_size)), self.pgd_steps
         )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a run after a step. `loss` and `accuracy` (percent): running means on the training
-    batches, adversarial where the recipe is."""
-
-    step: int
-    steps: int
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float
-    seconds_left: float
 
 
 def uses_bf16(device: torch.device) -> bool:
@@ -129,7 +116,7 @@ def train(
     *,
     checkpoint: Path,
     device: torch.device,
-    on_step: Callable[[Progress], None] = lambda progress: None,
+    report: Report = lambda subject, what, done, total: None,
     bf16: bool | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> float:
@@ -141,6 +128,9 @@ def train(
 
     Args:
         model: freshly built; its weights are drawn here, by `initialise`, from the seed.
+        report: called after every step: (name, state, steps of this epoch done, steps of one).
+            The state has loss and accuracy as running means over the batches of training,
+            adversarial where the recipe is.
         bf16: bfloat16 autocast; None: where the device has it in hardware.
 
     Returns:
@@ -190,8 +180,12 @@ def train(
         loss_mean = decay * loss_mean + (1 - decay) * loss
         accuracy_mean = decay * accuracy_mean + (1 - decay) * 100 * hits / recipe.batch_size
         now = time.monotonic()
-        left = (now - started) / (step - first + 1) * (steps - step - 1)
-        on_step(Progress(step + 1, steps, epoch + 1, recipe.epochs, loss_mean, accuracy_mean, left))
+        minutes = (now - started) / (step - first + 1) * (steps - step - 1) / 60
+        state = (
+            f"epoch {epoch + 1}/{recipe.epochs}, loss {loss_mean:.3f}, "
+            f"accuracy {accuracy_mean:.1f} %, {minutes:.0f} min left"
+        )
+        report(recipe.name, state, batch + 1, per_epoch)
         if batch == per_epoch - 1 or now - saved > checkpoint_seconds:
             _save(checkpoint, recipe, model, optimizer, step + 1, spent + now - started)
             saved = now

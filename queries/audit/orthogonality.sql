@@ -4,11 +4,19 @@
 -- param: model_id, the model; default the first one
 -- param: layer_index, the 3x3 layer; default 0
 -- param: weights, the view; default folded
-with layer as (
+with first_model as (
+    -- Not min(model_id): DuckDB 1.5.0 answers that with the start of the name alone.
+    select model_id
+    from models
+    order by model_id
+    limit 1
+),
+
+layer as (
     select layers.*
     from layers
     where
-        layers.model_id = coalesce(getvariable('model_id'), (select min(m.model_id) from models as m))
+        layers.model_id = coalesce(getvariable('model_id'), (select f.model_id from first_model as f))
         and layers.layer_index = coalesce(getvariable('layer_index')::integer, 0)
         and layers.weights = coalesce(getvariable('weights'), 'folded')
 ),

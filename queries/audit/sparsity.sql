@@ -2,23 +2,13 @@
 -- finding: Filters whose largest |weight| is at most a hundredth of the layer's, in both views.
 -- expect: equal to layers.n_sparse
 -- param: model_id, one model; default every model
-with lengths as not materialized (
-    select
-        model_id,
-        layer_index,
-        unnest(['trained', 'folded']) as weights,
-        unnest([linf, linf * abs(bn_scale)]) as length
-    from filters
-    where model_id = coalesce(getvariable('model_id'), model_id)
-),
-
-largest as (
+with largest as (
     select
         model_id,
         layer_index,
         weights,
-        max(length)::double as layer_linf
-    from lengths
+        max(length) as layer_linf
+    from viewed_filters(getvariable('model_id'), ['trained', 'folded'])
     group by all
 ),
 
@@ -28,8 +18,8 @@ counted as (
         f.layer_index,
         f.weights,
         count(*) as n_filters,
-        count(*) filter (where f.length::double <= g.layer_linf / 100) as n_sparse
-    from lengths as f
+        count(*) filter (where f.length <= g.layer_linf / 100) as n_sparse
+    from viewed_filters(getvariable('model_id'), ['trained', 'folded']) as f
     inner join largest as g using (model_id, layer_index, weights)
     group by all
 )

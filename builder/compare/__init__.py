@@ -1,0 +1,1 @@
+"""One network's numbers beside those of robust and of standard models."""

@@ -1,0 +1,1 @@
+"""A network of the user's, measured: recognised, traced, its layers. Writes no release."""

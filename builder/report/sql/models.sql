@@ -1,0 +1,35 @@
+-- Every model, with the metrics of both weights views.
+select
+    m.model_id,
+    m.network,
+    m.dataset,
+    if(m.robust, 'robust', 'standard') as kind,
+    m.architecture,
+    m.clean_acc,
+    m.autoattack_acc,
+    m.threat_model,
+    m.eps,
+    m.extra_data,
+    m.sparsity,
+    m.variance_entropy,
+    m.orthogonality,
+    m.sparsity_trained,
+    m.variance_entropy_trained,
+    m.orthogonality_trained,
+    m.n_layers,
+    m.n_filters,
+    m.n_sparse,
+    m.n_params,
+    p.standard_model_id as partner,
+    m.same_filters_as,
+    m.title,
+    m.authors,
+    m.venue,
+    m.year,
+    m.paper_url,
+    m.source,
+    m.source_url,
+    m.license
+from models as m
+left join pairs as p on m.model_id = p.robust_model_id
+order by m.dataset, m.robust desc, m.model_id

@@ -1,0 +1,296 @@
+"""Measure a network of one's own: in memory, as a state dict, recognised or not."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from builder import networks, schema
+from builder.errors import BuilderError, UsageError
+from builder.measure.own import measure_module, measure_state
+from builder.measure.recognise import digest, indexed, recognise, split, without_prefix
+from builder.metrics.layer import measure_layer
+from builder.network.extract import iter_layers
+from builder.network.trace import trace
+
+
+def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Pseudo-random weights and BatchNorm statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=generator) if "running_var" in name else (
+                tensor.normal_(generator=generator)
+            )
+    return model
+
+
+def rows(measured, view: str = "folded") -> list[dict]:
+    return [
+        r for r in measured.layers.to_pylist() if r["status"] == "measured" and r["weights"] == view
+    ]
+
+
+def test_a_module_has_the_numbers_that_a_build_would_store() -> None:
+    model = seeded(networks.wide_resnet_10_2())
+    measured = measure_module(model, dataset="cifar10")
+    with torch.device("meta"):
+        convs = trace(networks.wide_resnet_10_2(), 32)
+    layers = list(iter_layers(convs, model.state_dict()))
+    assert len(rows(measured)) == len(rows(measured, "trained")) == len(layers)
+    for layer in layers:
+        for view, metrics in measure_layer(layer).views.items():
+            row = rows(measured, view)[layer.index]
+            assert (row["layer"], row["layer_index"]) == (layer.conv.layer, layer.index)
+            assert (row["conv_depth"], row["bn_layer"]) == (
+                layer.conv.conv_depth,
+                layer.conv.bn_layer,
+            )
+            for name, value in metrics.items():
+                assert np.array_equal(row[name], value), name
+
+
+def test_a_module_stays_as_it_was() -> None:
+    model = seeded(networks.wide_resnet_10_2()).train()
+    model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pointers = [p.data_ptr() for p in model.parameters()]
+    measure_module(model)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert pointers == [p.data_ptr() for p in model.parameters()]
+    assert model.conv1.weight.grad.eq(1).all()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda m: torch.compile(m, backend="eager")],
+    ids=["parallel", "compile"],
+)
+def test_a_wrapped_network_is_that_network(wrap) -> None:
+    model = seeded(networks.preact_resnet18_w16())
+    plain, wrapped = measure_module(model, name="x"), measure_module(wrap(model), name="x")
+    assert plain.layers.equals(wrapped.layers) and plain.constructor == wrapped.constructor
+
+
+def test_a_view_of_layers_is_chosen_by_patterns() -> None:
+    measured = measure_module(networks.preact_resnet18_w16(), layers=["layer4.*", "conv1"])
+    assert {r["layer"].split(".")[0] for r in measured.layers.to_pylist()} == {"conv1", "layer4"}
+    with pytest.raises(UsageError, match=r"no convolution that matches layer9"):
+        measure_module(networks.preact_resnet18_w16(), layers=["layer9.*"])
+
+
+class Odd(nn.Module):
+    """One of each kind of convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 7, padding=3)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.broken = nn.Conv2d(4, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 3)
+        self.one = nn.Conv2d(4, 1, 3)
+        self.dead = nn.Conv2d(4, 4, 3)
+        with torch.no_grad():
+            self.broken.weight[0, 0, 0, 0] = torch.nan
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(self.up(self.broken(self.body(self.stem(x))))).mean((2, 3))
+
+
+def test_every_convolution_is_listed_with_what_became_of_it() -> None:
+    found = {
+        (r["layer"], r["weights"]): (r["status"], r["reason"])
+        for r in measure_module(Odd()).layers.to_pylist()
+    }
+    assert found["body", "folded"] == ("measured", None)
+    assert found["stem", "trained"] == ("not measured", "its kernel is 7x7, not 3x3")
+    assert found["broken", "folded"] == ("measured", "NaN or infinite weights: no metrics")
+    assert found["one", "folded"] == ("measured", "one output channel: no orthogonality")
+    for name in ("dead", "up"):
+        assert found[name, "trained"][0] == "not measured"
+        assert "never convolves" in found[name, "trained"][1]
+
+
+def test_a_network_that_no_image_fits_is_one_clear_error() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no")
+
+    with pytest.raises(BuilderError, match="tracing Broken failed"):
+        measure_module(Broken())
+
+
+WILD = "module."
+"""The prefix that DataParallel leaves, the most common one."""
+
+
+def test_a_resnet20_as_people_save_it_is_recognised_without_its_architecture() -> None:
+    model = seeded(networks.cifar_resnet20())
+    state = {WILD + k: v for k, v in model.state_dict().items()}
+    by_state, by_module = measure_state(state, name="x"), measure_module(model, name="x")
+    assert by_state.constructor == "builder.networks:cifar_resnet20"
+    assert "by all 97 keys" in by_state.recognised
+    assert by_state.layers.equals(by_module.layers)
+
+
+@pytest.mark.parametrize(
+    ("constructor", "like"),
+    [
+        ("builder.networks:autoattack_example", "builder.networks:autoattack_example"),
+        ("builder.networks:resnet18_w32", "builder.networks:resnet18_w32"),
+        ("builder.networks:preact_resnet18_w16", "builder.networks:preact_resnet18_w16"),
+        ("builder.networks:wide_resnet_10_2", "builder.networks:wide_resnet_10_2"),
+        ("torchvision:resnet18", "torchvision:resnet18"),
+        ("torchvision:resnet50", "torchvision:resnet50"),
+        ("timm:resnet18", "torchvision:resnet18"),
+        ("timm:resnet50", "torchvision:resnet50"),
+    ],
+)
+def test_known_architectures_are_recognised_with_their_graph(constructor: str, like: str) -> None:
+    from builder.sources.constructors import construct
+
+    with torch.device("meta"):
+        model = construct(constructor)
+    found = recognise({f"module.{k}": tuple(v.shape) for k, v in model.state_dict().items()})
+    assert found is not None
+    (architecture,) = found.architectures
+    assert architecture.constructors[0] == like and constructor in architecture.constructors
+    size = 32 if constructor.startswith("builder") else 224
+    assert list(architecture.convs) == trace(model, size)
+
+
+@pytest.mark.slow
+def test_every_network_of_the_paper_is_recognised() -> None:
+    from builder.cohort.registry import load_cohort
+    from builder.network.plan import construct_on_meta
+
+    for constructor in {m.constructor: m for m in load_cohort("paper").models}.values():
+        model = construct_on_meta(constructor)
+        found = recognise({k: tuple(v.shape) for k, v in model.state_dict().items()})
+        assert found is not None, constructor.constructor
+        (architecture,) = found.architectures
+        assert constructor.constructor in architecture.constructors
+
+
+def test_another_number_of_classes_is_the_same_architecture() -> None:
+    from builder.sources.compat import import_torchvision
+
+    with torch.device("meta"):
+        model = import_torchvision().models.resnet18(num_classes=7)
+    found = recognise({k: tuple(v.shape) for k, v in model.state_dict().items()})
+    assert found is not None and found.architectures[0].constructors[0] == "torchvision:resnet18"
+
+
+def changed(what: str) -> dict[str, torch.Tensor]:
+    state = dict(networks.cifar_resnet20().state_dict())
+    if what == "one more layer":
+        state["layer3.3.conv1.weight"] = torch.randn(64, 64, 3, 3)
+    elif what == "one layer less":
+        del state["layer3.2.conv2.weight"]
+    elif what == "a wider layer":
+        state["conv1.weight"] = torch.randn(17, 3, 3, 3)
+    elif what == "another classifier":
+        state["linear2.weight"] = torch.randn(10, 64)
+    return state
+
+
+@pytest.mark.parametrize(
+    "what", ["one more layer", "one layer less", "a wider layer", "another classifier"]
+)
+def test_a_network_that_differs_anywhere_is_not_recognised(what: str) -> None:
+    measured = measure_state(changed(what), dataset="cifar10")
+    assert measured.constructor is None and measured.view == "trained"
+    assert "of no architecture that is known here" in measured.unknown[0]
+    layers = measured.layers.to_pylist()
+    assert {r["weights"] for r in layers} == {"trained"}
+    unknown = ("conv_depth", "depth_bin", "bn_layer", "groups", "stride")
+    assert all(r[column] is None for r in layers for column in unknown)
+    assert not [name for name in measured.summary if "bin_" in name]
+    comparison = measured.compare()
+    assert not comparison.depth and not comparison.models
+    assert "unknown here" in comparison.not_compared[0]
+
+
+def test_names_and_shapes_of_two_graphs_give_no_folded_number() -> None:
+    """Two networks share names and shapes; only one folds its BatchNorm."""
+    from builder.measure.own import graph_of
+    from builder.measure.recognise import Architecture, Recognised
+
+    class Post(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.bn = nn.BatchNorm2d(4)
+            self.fc = nn.Linear(4, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+    class Late(Post):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.bn(self.conv(x).relu()).mean((2, 3)))
+
+    def entry(model: nn.Module) -> Architecture:
+        _, shapes = without_prefix({k: tuple(v.shape) for k, v in model.state_dict().items()})
+        core, rest = split(shapes)
+        name = f"two:{type(model).__name__}"
+        return Architecture((name,), digest(core), rest, 0, tuple(trace(model, 32)))
+
+    with torch.device("meta"):
+        both = entry(Post()), entry(Late())
+    assert both[0].core == both[1].core and both[0].convs != both[1].convs
+    graph = graph_of(Recognised(both, ""))
+    assert not graph.convs and graph.constructor is None
+    assert "two:Post and of two:Late, which run different graphs" in graph.unknown[0]
+
+
+def test_the_index_is_of_the_installed_packages() -> None:
+    by_name = {name: a for a in indexed() for name in a.constructors}
+    from builder.measure.index import OWN, entry
+
+    for name in OWN:
+        made = entry(name, 32)
+        assert by_name[name].core == made["core"], f"{name}: run `python -m builder.measure.index`"
+        assert [vars(c) for c in by_name[name].convs] == made["convs"]
+
+
+def test_a_loop_over_one_model_does_not_grow() -> None:
+    model = networks.wide_resnet_10_2()
+    for _ in range(3):
+        measure_module(model)
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(5):
+        measure_module(model)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 50
+
+
+def test_measuring_in_python_prints_and_writes_nothing(tmp_path: Path) -> None:
+    source = (
+        "import robust_filter_lens as rfl\n"
+        "from builder.networks import wide_resnet_10_2\n"
+        "m = rfl.measure(wide_resnet_10_2(), dataset='cifar10')\n"
+        "assert m.compare().depth and m.summary and m._repr_html_()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "") and not list(tmp_path.iterdir())
+
+
+def test_every_summary_number_is_a_float_with_a_stable_name() -> None:
+    summary = measure_module(networks.wide_resnet_10_2()).summary
+    assert all(type(v) is float and k.startswith("filters/") for k, v in summary.items())
+    assert {"filters/sparsity", "filters/variance_entropy", "filters/orthogonality"} <= set(summary)
+    assert {f"filters/bin_{b:02}/sparsity" for b in (0, 10)} <= set(summary)
+    assert schema.N_DEPTH_BINS == 11
