@@ -158,7 +158,7 @@ def test_sql_larger_than_memory_spills_to_a_folder_that_is_gone_afterwards(
 
 
 def test_every_way_to_read_a_file_ignores_the_folders_above(root: Path, tmp_path: Path) -> None:
-    """Below robust=false/dataset=x/: pandas, pyarrow, Polars, datasets, and DuckDB as on the card."""
+    """Below robust=false/dataset=x/: pandas, pyarrow, Polars, datasets, DuckDB as on the card."""
     import pandas as pd
 
     home = tmp_path / "robust=false" / "dataset=x" / "release"

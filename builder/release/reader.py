@@ -132,11 +132,12 @@ class Release:
             memory_limit: of DuckDB, e.g. "4GB".
 
         Raises:
-            UsageError: what DuckDB finds wrong with it.
+            UsageError: not one SELECT, or what DuckDB finds wrong with it.
             NetworkError: a release on the Hub that cannot be read.
         """
-        from builder.release.views import explained, open_views
+        from builder.release.views import explained, one_select, open_views
 
+        one_select("the query", query)
         with open_views(self, memory_limit=memory_limit) as con, explained("the query"):
             return con.sql(query).to_arrow_table()
 
