@@ -49,7 +49,7 @@ class Projector:
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Array]]:
         """(depth bins (m,), coefficients (9, m) float64) of m filters at a time."""
-        with pq.ParquetFile(self._path) as file:
+        with pq.ParquetFile(self._path.absolute()) as file:  # else a colon makes a URI
             for batch in file.iter_batches(1 << 17, columns=_COLUMNS):
                 layer, *coefficients, linf, scale = (c.to_numpy() for c in batch.columns)
                 for start in range(0, len(layer), _STEP):

@@ -117,7 +117,7 @@ class Release:
         """
         schema.check_view(view)
         paths = self._filter_paths([models] if isinstance(models, str) else models)
-        wanted = self._layer_indices(list(paths), layers)
+        wanted = self.layer_indices(list(paths), layers)
         for model_id, path in paths.items():
             if layers is None or wanted[model_id]:
                 chosen = None if layers is None else wanted[model_id]
@@ -175,10 +175,14 @@ class Release:
             found |= hit
         return found
 
-    def _layer_indices(
+    def layer_indices(
         self, models: Sequence[str], layers: Sequence[str | int] | None
     ) -> dict[str, list[int]]:
-        """{model_id: chosen layer_index values}; a layer that no model has is an error."""
+        """{model_id: chosen layer_index values}; empty where `layers` is None.
+
+        Raises:
+            UsageError: a layer that none of the models has.
+        """
         chosen: dict[str, list[int]] = {m: [] for m in models}
         if layers is None:
             return chosen
