@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from test_verify import with_value
 
 from builder import schema
+from builder.check import recompute as recompute_
 from builder.check.recompute import _METRICS, _differs, recompute
 from builder.check.verify import verify
 
@@ -124,6 +125,16 @@ def test_a_degenerate_layer_is_measured_as_it_is_recomputed(
             assert not _differs(have, expected[column.name], column), (view, column.name)
 
 
+@pytest.mark.parametrize("entries", [1, 12, 25, 10**6])
+def test_cosines_in_blocks_are_the_cosines(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(12, 18))
+    rows[3] = 0
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    expected = 1 - np.abs(unit @ unit.T - np.eye(12)).sum() / (12 * 11)
+    monkeypatch.setattr(recompute_, "_BLOCK", entries)
+    assert recompute_._orthogonality(rows) == pytest.approx(expected, abs=1e-15)
+
+
 def build_chain(folder: Path, kinds: list[str], scales: list[str], seed: int) -> Path:
     """A release of one network whose ten layers are of the given kinds, by the real build."""
     from conftest import build_toy
@@ -144,7 +155,7 @@ def build_chain(folder: Path, kinds: list[str], scales: list[str], seed: int) ->
         out.writerow(
             ["chain", "cifar10", "true", "Chain", "toy_networks:Chain", folder / "chain.pt"]
         )
-    options = {"weights": "checkpoints", "first_layer": False, "lock": folder / "lock"}
+    options = {"weights": "checkpoints", "first_layer": False, "pins": folder / "pins"}
     done = build_toy(folder / "chain.csv", folder / "out", **options)
     assert not done.failures
     return folder / "out"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from builder import schema
 from builder.errors import UsageError
 from builder.release import content
+from builder.release.parquet import open_parquet
 from builder.release.views import connect, literal, scan
 
 EXAMPLES = 5
@@ -230,7 +231,7 @@ def _side_by_side(
     a: Path, b: Path, columns: list[str]
 ) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch, NDArray[np.int64], pa.RecordBatch]]:
     """Keys and rows of both files, the same range of keys of each at a time."""
-    with pq.ParquetFile(a) as file_a, pq.ParquetFile(b) as file_b:
+    with open_parquet(a) as file_a, open_parquet(b) as file_b:
         streams = [_keyed(file, columns) for file in (file_a, file_b)]
         parts = [next(stream, None) for stream in streams]
         while parts != [None, None]:

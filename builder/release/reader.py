@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from builder import schema
 from builder.errors import UsageError
 from builder.release.manifest import Manifest, filter_files, read_manifest
+from builder.release.parquet import open_parquet
 
 BATCH_ROWS = 131_072
 """Rows of a batch: one Parquet page of our files, and few enough to stay in the CPU's cache."""
@@ -247,7 +248,7 @@ def _batches(
     """Batches of one model's file, restricted to `layers`."""
     keys = ["layer_index", "out_channel", "in_channel"]
     columns = [*keys, *schema.FILTER_COLUMNS, *(["bn_scale"] if view == "folded" else [])]
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         groups = _row_groups(file, layers)
         for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns):
             if layers is not None:
