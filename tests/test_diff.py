@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from tiny_release import MODELS, Tiny, _facts, write_tiny_release
 
 from builder import schema
+from builder.check import rows
 from builder.check.diff import Diff, as_text, diff, next_version
 from builder.errors import UsageError
 from builder.release.manifest import read_manifest, write_manifest
@@ -93,6 +95,146 @@ def test_one_changed_bit_of_one_filter_is_found(first: Path, tmp_path: Path) -> 
     assert d.bump == "major" and len(filters.examples) == 1
     quick = diff(first, root, values=False)
     assert quick.bump == "major" and quick.models_changed == [MODELS[0].model_id]
+
+
+def moved(column: str, step: float) -> Any:
+    """A change of every value of a column, or of the first entry of a vector, by `step` of it."""
+
+    def move(value: Any) -> Any:
+        return [move(value[0]), *value[1:]] if isinstance(value, list) else value * (1 + step)
+
+    def change(table: pa.Table) -> pa.Table:
+        values = pa.array(
+            [move(v) for v in table[column].to_pylist()], table.schema.field(column).type
+        )
+        return table.set_column(table.schema.get_field_index(column), column, values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "step"),
+    [
+        ("layers", "norm_l2", 2e-16),
+        ("layers", "orthogonality", 1e-8),
+        ("layers", "scatter", 1e-15),
+        ("models", "variance_entropy_trained", 1e-15),
+        ("pca", "direction", 1e-14),
+        ("first_layer", "response_pre", 9e-3),
+    ],
+)
+def test_rounding_of_another_machine_is_a_patch_in_one_line(
+    first: Path, tmp_path: Path, table: str, column: str, step: float
+) -> None:
+    root = write_tiny_release(tmp_path / "b")
+    edit(root, schema.table_path(table), moved(column, step))
+    d = diff(first, root)
+    assert d.bump == "patch" and d.next_version == "0.1.1"
+    (change,) = d.tables
+    assert change.rounding_rows and not change.changed_rows and not change.examples
+    assert all(c.rounding for c in change.columns)
+    (line,) = [line for line in as_text(d).splitlines() if table in line and "other" not in line]
+    assert f"patch: rounding, within the tolerances of the columns: {change.rounding_rows}" in line
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "step"),
+    [
+        ("layers", "norm_l2", 1e-6),
+        ("layers", "orthogonality", 1e-3),
+        ("layers", "scatter", 1e-6),
+        ("layers", "layer_linf", 1e-12),
+        ("models", "sparsity", 1e-12),
+        ("first_layer", "eps", 1e-12),
+        ("first_layer", "response_pre", 0.5),
+        ("paper", "value", 1e-12),
+    ],
+)
+def test_a_difference_beyond_the_tolerance_of_its_column_is_a_change(
+    first: Path, tmp_path: Path, table: str, column: str, step: float
+) -> None:
+    root = write_tiny_release(tmp_path / "b")
+    edit(root, schema.table_path(table), moved(column, step))
+    d = diff(first, root)
+    assert d.bump == "major" and f"changed in {column}" in d.reasons[0]
+
+
+def test_rounding_beside_a_change_of_the_same_column_hides_neither(
+    first: Path, tmp_path: Path
+) -> None:
+    root = write_tiny_release(tmp_path / "b")
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table["norm_l1"].to_pylist()
+        values[0] *= 2
+        values[1] *= 1 + 2e-16
+        index = table.schema.get_field_index("norm_l1")
+        return table.set_column(index, "norm_l1", pa.array(values, pa.float64()))
+
+    edit(root, schema.table_path("layers"), change)
+    (layers,) = diff(first, root).tables
+    assert (layers.changed_rows, layers.rounding_rows) == (1, 1)
+    assert [(c.rows, c.rounding) for c in layers.columns] == [(1, False), (1, True)]
+
+
+def test_a_flipped_sign_of_zero_is_a_change_of_the_filters(tmp_path: Path) -> None:
+    def zero(sign: float) -> Any:
+        def change(table: pa.Table) -> pa.Table:
+            values = table.column("w11").to_numpy().copy()
+            values[7] = sign * 0.0
+            return table.set_column(table.schema.get_field_index("w11"), "w11", pa.array(values))
+
+        return change
+
+    path = schema.filters_path("cifar10", MODELS[0].model_id)
+    a, b = (write_tiny_release(tmp_path / name) for name in "ab")
+    edit(a, path, zero(1.0))
+    edit(b, path, zero(-1.0))
+    d = diff(a, b)
+    assert d.models_changed == [MODELS[0].model_id] and d.tables[0].changed_rows == 1
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 1 << 17])
+def test_filters_are_matched_by_their_key_whatever_the_batches(
+    first: Path, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that is gone, one row more, one row changed; batches end anywhere."""
+    monkeypatch.setattr(rows, "_BATCH_ROWS", size)
+    root = write_tiny_release(tmp_path / "b")
+    path = schema.filters_path("cifar10", MODELS[0].model_id)
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table.column("w11").to_numpy().copy()
+        values[-1] += 1
+        table = table.set_column(table.schema.get_field_index("w11"), "w11", pa.array(values))
+        index = table.schema.get_field_index("in_channel")
+        more = table.slice(len(table) - 1)
+        more = more.set_column(index, "in_channel", pa.array([8], pa.int16()))
+        kept = table.filter(pc.not_equal(table["layer_index"], 1))
+        return pa.concat_tables([kept, more.cast(kept.schema)])
+
+    edit(root, path, change)
+    change_ = next(t for t in diff(first, root).tables if t.path == path)
+    assert (change_.added_rows, change_.removed_rows, change_.changed_rows) == (1, 64, 1)
+    assert [c.column for c in change_.columns] == ["w11"] and change_.columns[0].largest == 1
+    assert change_.examples[0] == f"{MODELS[0].model_id}, 1, 0, 0"
+
+
+AWKWARD = ("br[a]cket", "st*r", "q?", "it's", "semi:colon", "2026-11-25T03:04:05", "s3:", "~")
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_folder_whose_name_is_a_pattern_or_an_address_is_compared_itself(
+    first: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(first, name)
+    for other in ("bracket", "brack", "star", "qa", "a"):  # what a pattern would match as well
+        shutil.copytree(first, other, dirs_exist_ok=True)
+        edit(Path(other), schema.table_path("layers"), lambda t: t.slice(1))
+    edit(Path(name).absolute(), schema.table_path("models"), moved("clean_acc", 0.5))
+    d = diff(first, name)
+    assert [t.table for t in d.tables] == ["models"] and d.tables[0].changed_rows == len(MODELS)
 
 
 def test_a_removed_model_is_a_major_change(first: Path, tmp_path: Path) -> None:

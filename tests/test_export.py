@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_release
 from tiny_release import LAYERS, MODELS, filters, write_tiny_release
 
 from builder import schema
@@ -70,14 +72,39 @@ def test_a_safetensors_file_says_where_it_is_from(release: Release, tmp_path: Pa
     [
         ("nobody", "a.npz", "no model 'nobody'"),
         (MODEL, "a.csv", r"expected \.safetensors or \.npz"),
+        (MODEL, "a.safetensors", "layer 'conv9'"),
     ],
 )
 def test_a_wrong_request_is_one_clear_message_and_writes_nothing(
     release: Release, tmp_path: Path, model: str, name: str, said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        export_weights(release, model, tmp_path / name)
+        export_weights(release, model, tmp_path / name, layers=["conv9"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """One model of twelve layers of 2.4 MB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_release, "LAYERS", tuple((f"conv{i}", 256, 256) for i in range(12)))
+        root = write_tiny_release(tmp_path_factory.mktemp("twelve"), models=(MODELS[0],))
+    return open_release(root)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_memory_holds_a_layer_and_never_the_model(
+    twelve: Release, tmp_path: Path, suffix: str
+) -> None:
+    layer = 256 * 256 * 9 * 4
+    tracemalloc.start()
+    try:
+        export_weights(twelve, MODEL, tmp_path / f"big{suffix}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / f"big{suffix}").stat().st_size > 12 * layer
+    assert peak < 5 * layer
 
 
 def test_croissant_is_valid_and_its_records_are_the_rows(root: Path, release: Release) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import tiny_release
@@ -99,6 +103,105 @@ def test_tables_come_as_arrow_with_the_types_of_the_schema(release: Release) -> 
     )
     assert folded.num_rows == len(LAYERS) * len(MODELS)
     assert folded.column_names == ["layer", "sparsity"]
+
+
+def test_sql_answers_in_arrow(release: Release) -> None:
+    answer = release.sql("select model_id, n_filters from models order by model_id")
+    assert isinstance(answer, pa.Table)
+    assert answer["model_id"].to_pylist() == release.model_ids
+    assert set(answer["n_filters"].to_pylist()) == {216}
+    filters = release.sql("select count(*) as n, count(distinct model_id) as models from filters")
+    assert filters.to_pylist() == [{"n": 216 * len(MODELS), "models": len(MODELS)}]
+    assert release.sql("select 1 as one from models where false").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["selec 1", "select colour from models", "from nothing", "select 1; drop view models", ""],
+)
+def test_sql_that_is_wrong_is_a_usage_error(release: Release, query: str) -> None:
+    with pytest.raises(UsageError, match="the query"):
+        release.sql(query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "copy models to 'a.csv'",
+        "create table t as select 1",
+        "attach 'a.db'",
+        "export database 'x'",
+    ],
+)
+def test_sql_writes_no_file(
+    release: Release, tmp_path: Path, query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = open_release(Path(release.address).absolute())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="expected one SELECT"):
+        there.sql(query)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sql_larger_than_memory_spills_to_a_folder_that_is_gone_afterwards(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(spill))
+    sorted_ = (
+        "select max(x) from (select x from range(6000000) t(x) order by hash(x) limit 5999999)"
+    )
+    assert release.sql(sorted_, memory_limit="60MB").num_rows == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["spill"] and not list(spill.iterdir())
+
+
+def test_every_way_to_read_a_file_ignores_the_folders_above(root: Path, tmp_path: Path) -> None:
+    """Below robust=false/dataset=x/: pandas, pyarrow, Polars, datasets, DuckDB as on the card."""
+    import pandas as pd
+
+    home = tmp_path / "robust=false" / "dataset=x" / "release"
+    shutil.copytree(root, home)
+    models, filters = home / "data" / "models.parquet", home / "data" / "filters"
+    expected = [(m.dataset, m.robust) for m in MODELS]
+    columns = ["dataset", "robust"]
+
+    def pairs(frame: pd.DataFrame) -> list[tuple[str, bool]]:
+        return [(str(d), bool(r)) for d, r in frame[columns].itertuples(index=False)]
+
+    assert pairs(pd.read_parquet(models)) == expected
+    assert pairs(pq.read_table(models).to_pandas()) == expected
+    assert pairs(pa.dataset.dataset(models).to_table().to_pandas()) == expected
+    assert pairs(open_release(home).table("models").to_pandas()) == expected
+    for path in (filters, *filters.glob("*/*.parquet")):
+        for table in (pq.read_table(path), pq.read_table(path, partitioning=None)):
+            assert "x" not in table["dataset"].unique().to_pylist()
+        assert "x" not in set(pd.read_parquet(path)["dataset"])
+    polars = pytest.importorskip("polars")
+    assert polars.read_parquet(models).select(columns).rows() == expected
+    assert polars.scan_parquet(models).select(columns).collect().rows() == expected
+    for path in (filters, filters / "*" / "*.parquet"):
+        found = polars.scan_parquet(path).select("dataset").unique().collect()["dataset"]
+        assert set(found.cast(polars.String)) == {"cifar10", "cifar100"}
+    duckdb = pytest.importorskip("duckdb")
+    read = f"read_parquet('{models}', hive_partitioning = false)"
+    assert duckdb.sql(f"select dataset, robust from {read}").fetchall() == expected
+    pytest.importorskip("datasets")
+    code = (
+        "import sys; from datasets import load_dataset\n"
+        "for name, stream in (('models', False), ('filters_cifar10', True)):\n"
+        "    rows = load_dataset(sys.argv[1], name, split='train', streaming=stream)\n"
+        "    print(name, sorted({row['dataset'] for row in rows}))\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(home)], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "models ['cifar10', 'cifar100']",
+        "filters_cifar10 ['cifar10']",
+    ], done.stderr
 
 
 def test_row_groups_without_the_layer_are_not_read(tmp_path: Path, root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from builder.check.verify import verify
 from builder.errors import BuilderError, UsageError
 from builder.files import file_sha256
 from builder.release.manifest import read_manifest, write_manifest
+from builder.release.reader import open_release
 from builder.release.write import TABLE_SETTINGS, write_table
 
 MODEL = "cifar10-robust-alpha"
@@ -76,6 +78,73 @@ def test_what_a_download_from_the_hub_adds_is_tolerated_and_no_more(copy: Path):
     for path in (".cache/other", "data/.gitattributes"):
         (copy / path).write_text("mine")
         assert f"files: {path}: is not in the manifest" in reported(copy)
+
+
+def test_a_release_made_of_links_is_checked_through_them(release: Path, tmp_path: Path):
+    """As a snapshot in the Hub's cache is: every file a link to a blob of another name."""
+    root, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(p for p in release.rglob("*") if p.is_file())):
+        shutil.copy(path, blobs / str(number))
+        link = root / path.relative_to(release)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    assert reported(root, full=True) == ""
+    layers = root / schema.table_path("layers")
+    blob = layers.resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"X")
+    assert "files: data/layers.parquet: has changed" in reported(root)
+    blob.unlink()
+    assert "files: data/layers.parquet: is a link that leads to no file" in reported(root)
+
+
+def test_a_linked_folder_of_a_release_is_checked_through_the_link(copy: Path, tmp_path: Path):
+    (copy / "data").rename(tmp_path / "elsewhere")
+    (copy / "data").symlink_to(tmp_path / "elsewhere")
+    assert reported(copy, full=True) == ""
+    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    assert reported(copy) == "files: data/notes.txt: is not in the manifest"
+
+
+@pytest.mark.parametrize("target", ["nowhere", "/", "..", "."])
+@pytest.mark.parametrize("at", ["stray", "data/stray", "data/filters/stray"])
+def test_a_stray_link_is_reported_and_not_followed(copy: Path, at: str, target: str):
+    (copy / at).symlink_to(target)
+    assert reported(copy) == f"files: {at}: is not in the manifest"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "robust=false/dataset=x/weights=none/r",
+            "dataset=x",
+            "model_id=y/r",
+            "2026-11-25T03:04:05",
+        ),
+        *(
+            "semi:colon",
+            "hf:__x",
+            "s3:",
+            "~",
+            "br[a]cket",
+            "st*r",
+            "q?",
+            "it's",
+            "new\nline",
+            "-dash",
+        ),
+    ],
+)
+def test_the_name_of_a_folder_changes_nothing_of_what_is_read(
+    release: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(release, name)
+    assert reported(Path(name), full=True) == ""
+    query = "select dataset, model_id, robust from models order by all"
+    answer = open_release(Path(name)).sql(query)
+    assert answer.equals(open_release(release).sql(query)) and answer["robust"].to_pylist()[0]
 
 
 def test_a_folder_without_a_manifest_is_no_release(tmp_path: Path):

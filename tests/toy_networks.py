@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -38,3 +40,23 @@ def huge() -> Toy:
 
 def fails() -> Toy:
     raise RuntimeError("this constructor always fails")
+
+
+class Chain(nn.Module):
+    """Ten layers of 3x3 filters, eight of them folded: weights of every degenerate kind fit in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 6, 6, 6, 6, 6, 6, 6, 6]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(ins, outs, 3, padding=1, bias=False)
+            for ins, outs in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
+        self.single = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.last = nn.Conv2d(6, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)))
+        return self.last(torch.relu(self.single(x))).mean(dim=(2, 3))

@@ -1,7 +1,8 @@
 """What changed between two releases, and which version that calls for.
 
-Rules (design: versions): patch = other bytes, same content; minor = more rows, columns or tables;
-major = an existing value or name changed or went away. Numbers that summarise all models of a
+Rules (design: versions): patch = other bytes, same content but for the rounding that the schema
+allows each column; minor = more rows, columns or tables; major = an existing value or name changed
+or went away. Numbers that summarise all models of a
 release (the union bases of `pca`, `histograms`) follow from its list of models: where models
 were only added, their change alone does not make a release major.
 """
@@ -11,47 +12,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import duckdb
 
 from builder import schema
-from builder.errors import UsageError
+from builder.check.rows import RowChanges, column_types, compare_filters, compare_rows
 from builder.release.manifest import FileFacts
 from builder.release.reader import Release, open_release
 from builder.release.versions import BUMPS, next_version
 
-_EXAMPLES = 5
-
 
 @dataclass(frozen=True)
-class ColumnChange:
-    """Rows in which a column differs; `largest` is the largest absolute difference of numbers."""
+class TableChange(RowChanges):
+    """What changed in one table, matched by its key; `path` is the file, where it has several."""
 
-    column: str
-    rows: int
-    largest: float | None = None
-
-
-@dataclass(frozen=True)
-class TableChange:
-    """What changed in one table, matched by its key. Row counts; a few keys as examples.
-
-    `path` is the file, where the table has several. `summary_rows` of `changed_rows` summarise
-    all models of the release.
-    """
-
-    table: str
+    table: str = ""
     path: str = ""
     added_columns: list[str] = field(default_factory=list)
     removed_columns: list[str] = field(default_factory=list)
     retyped_columns: list[str] = field(default_factory=list)
-    added_rows: int = 0
-    removed_rows: int = 0
-    changed_rows: int = 0
-    summary_rows: int = 0
-    columns: list[ColumnChange] = field(default_factory=list)
-    examples: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -183,7 +160,7 @@ def _reasons(d: Diff, only_added: bool) -> Iterator[tuple[str, str]]:
             continue  # its rows are said above, by model
         summaries = t.summary_rows if only_added else 0
         if t.changed_rows > summaries:
-            names_changed = ", ".join(c.column for c in t.columns)
+            names_changed = ", ".join(c.column for c in t.columns if not c.rounding)
             yield "major", f"{name}: {t.changed_rows:,} rows changed in {names_changed}"
         if summaries:
             yield "minor", f"{name}: {summaries:,} rows that summarise all models changed"
@@ -191,10 +168,15 @@ def _reasons(d: Diff, only_added: bool) -> Iterator[tuple[str, str]]:
             yield "major", f"{name}: {t.removed_rows:,} rows removed"
         if t.added_rows:
             yield "minor", f"{name}: {t.added_rows:,} rows added"
+    if rounded := [t for t in d.tables if t.rounding_rows]:
+        yield "patch", _rounding(rounded)
 
 
-def _quoted(path: Path) -> str:
-    return "read_parquet('" + str(path).replace("'", "''") + "', hive_partitioning = false)"
+def _rounding(tables: list[TableChange]) -> str:
+    """One line on the differences that are rounding."""
+    rows = ", ".join(f"{t.rounding_rows:,} rows of {t.table}" for t in tables)
+    apart = max(c.largest or 0 for t in tables for c in t.columns if c.rounding)
+    return f"rounding, within the tolerances of the columns: {rows}, by at most {apart:.3g}"
 
 
 def _compare(old: Release, new: Release, path: str, values: bool) -> Iterator[TableChange]:
@@ -204,92 +186,23 @@ def _compare(old: Release, new: Release, path: str, values: bool) -> Iterator[Ta
         return  # of a later schema
     name = table.name
     if name == "filters" and not values:
-        yield TableChange("filters", path)
+        yield TableChange(table=name, path=path)
         return
-    with duckdb.connect() as con:
-        for side, release in (("a", old), ("b", new)):
-            source = _quoted(release.fetch(path))
-            con.execute(f"CREATE VIEW {side} AS FROM {source}")
-        types_a, types_b = (
-            {r[0]: r[1] for r in con.execute(f"DESCRIBE {side}").fetchall()} for side in "ab"
-        )
-        shared = [c for c in types_a if c in types_b]
-        key = table.key
-        if not set(key) <= set(shared):
-            raise UsageError(f"{path}: the key {', '.join(key)} is not in both releases.")
-        found = _rows(con, key, [c for c in shared if c not in key], types_a)
-        summary = _summary_rows(con, name)
+    a, b = old.fetch(path), new.fetch(path)
+    types_a, types_b = column_types(a), column_types(b)
+    shared = {c: type_ for c, type_ in types_a.items() if c in types_b}
+    walk = schema.filters_key(path) is not None
+    found = compare_filters(a, b, shared) if walk else compare_rows(a, b, table, shared)
     change = TableChange(
-        name,
-        path if name == "filters" else "",
+        **vars(found),
+        table=name,
+        path=path if name == "filters" else "",
         added_columns=[c for c in types_b if c not in types_a],
         removed_columns=[c for c in types_a if c not in types_b],
         retyped_columns=[c for c in shared if types_a[c] != types_b[c]],
-        summary_rows=summary,
-        **found,
     )
-    if change != TableChange(name, change.path):
+    if change != TableChange(table=name, path=change.path):
         yield change
-
-
-def _rows(
-    con: duckdb.DuckDBPyConnection,
-    key: tuple[str, ...],
-    columns: list[str],
-    types: dict[str, str],
-) -> dict[str, Any]:
-    """Counts of added, removed and changed rows and of each changed column."""
-    match = " AND ".join(f"a.{k} IS NOT DISTINCT FROM b.{k}" for k in key)
-    con.execute(
-        f"CREATE TEMP TABLE joined AS {_projection(key, columns)} "
-        "FROM (SELECT *, true AS here FROM a) AS a "
-        f"FULL JOIN (SELECT *, true AS here FROM b) AS b ON {match}"
-    )
-    ((added, removed, changed),) = con.execute(
-        "SELECT count(*) FILTER (NOT in_a), count(*) FILTER (NOT in_b), "
-        "count(*) FILTER (in_a AND in_b AND changed) FROM joined"
-    ).fetchall()
-    counts: list[ColumnChange] = []
-    for i, column in enumerate(columns if changed else []):
-        number = types[column] in ("FLOAT", "DOUBLE", "BIGINT", "INTEGER", "SMALLINT")
-        far = f"max(abs(a{i}::DOUBLE - b{i}::DOUBLE))" if number else "NULL"
-        ((rows, largest),) = con.execute(
-            f"SELECT count(*), {far} FROM joined WHERE in_a AND in_b AND a{i} IS DISTINCT FROM b{i}"
-        ).fetchall()
-        if rows:
-            counts.append(ColumnChange(column, rows, largest))
-    examples = con.execute(
-        "SELECT key FROM joined WHERE NOT in_a OR NOT in_b OR changed "
-        f"ORDER BY key LIMIT {_EXAMPLES}"
-    ).fetchall()
-    return {
-        "added_rows": added,
-        "removed_rows": removed,
-        "changed_rows": changed,
-        "columns": counts,
-        "examples": [text for (text,) in examples],
-    }
-
-
-def _projection(key: tuple[str, ...], columns: list[str]) -> str:
-    pairs = ", ".join(f'a."{c}" AS a{i}, b."{c}" AS b{i}' for i, c in enumerate(columns))
-    text = ", ', ', ".join(f"coalesce(a.{k}::VARCHAR, b.{k}::VARCHAR, '-')" for k in key)
-    changed = " OR ".join(f'a."{c}" IS DISTINCT FROM b."{c}"' for c in columns) or "false"
-    flags = "coalesce(a.here, false) AS in_a, coalesce(b.here, false) AS in_b"
-    return f"SELECT concat({text}) AS key, {flags}, {changed} AS changed, {pairs}"
-
-
-def _summary_rows(con: duckdb.DuckDBPyConnection, name: str) -> int:
-    """How many of the changed rows summarise all models of a release."""
-    if name == "histograms":
-        where = "true"
-    elif name == "pca":
-        where = f"split(key, ', ')[1] IN {schema.UNIONS}"  # `basis` comes first
-    else:
-        return 0
-    sql = f"SELECT count(*) FROM joined WHERE in_a AND in_b AND changed AND {where}"
-    (count,) = con.execute(sql).fetchall()[0]
-    return int(count)
 
 
 def as_text(d: Diff) -> str:
@@ -306,9 +219,13 @@ def as_text(d: Diff) -> str:
             lines.append(f"{text} ({len(names)}): {', '.join(names)}")
     for t in d.tables:
         counts = [(t.added_rows, "added"), (t.removed_rows, "removed"), (t.changed_rows, "changed")]
-        rows = ", ".join(f"{n:,} rows {what}" for n, what in counts if n) or "see above"
-        lines.append(f"{t.path or t.table}: {rows}")
+        rows = ", ".join(f"{n:,} rows {what}" for n, what in counts if n)
+        if not rows and t.rounding_rows:
+            continue  # one reason says it of all tables
+        lines.append(f"{t.path or t.table}: {rows or 'see above'}")
         for c in t.columns:
+            if c.rounding:
+                continue
             far = "" if c.largest is None else f", by at most {c.largest:.3g}"
             lines.append(f"  {c.column}: {c.rows:,} rows{far}")
         lines += [f"  e.g. {key}" for key in t.examples]

@@ -24,6 +24,7 @@ from builder import schema
 from builder.progress import Report
 from builder.release.manifest import Manifest
 from builder.release.moments import Array, Moments, merge, pack, random_entropy, unpack
+from builder.release.parquet import open_parquet
 
 Wrong = Iterator[tuple[str, str]]
 """(file, what is wrong with it)."""
@@ -47,7 +48,7 @@ def layer_filters(
     """Layer by layer: its row of `layers`, its filters (n, 9) and their bn_scale (n,), float32."""
     columns = [*schema.FILTER_COLUMNS, "bn_scale"]
     pending: list[NDArray[np.float32]] = []
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         batches = file.iter_batches(1 << 18, columns=columns)
         for row in sorted(layers, key=lambda r: int(r["layer_index"])):
             have = sum(len(p) for p in pending)
@@ -168,7 +169,7 @@ def wrong_metrics(root: Path, report: Report) -> Wrong:
 
 
 def _wrong_linf(root: Path, path: str) -> Wrong:
-    with pq.ParquetFile(root / path) as file:
+    with open_parquet(root / path) as file:
         for batch in file.iter_batches(1 << 18, columns=[*schema.FILTER_COLUMNS, "linf"]):
             *coefficients, linf = (c.to_numpy() for c in batch.columns)
             largest = np.abs(coefficients[0])

@@ -29,6 +29,7 @@ from builder.files import file_sha256
 from builder.progress import Report, silent
 from builder.release import content
 from builder.release.manifest import Manifest, filter_files, read_manifest
+from builder.release.parquet import open_parquet
 from builder.release.texts import is_whole
 from builder.release.views import connect
 
@@ -147,7 +148,7 @@ def check_schemas(root: Path, manifest: Manifest) -> Iterator[Fault]:
             yield Fault("schema", schema.table_path(name), "is missing")
     for path, table in tables.items():
         try:
-            with pq.ParquetFile(root / path) as file:
+            with open_parquet(root / path) as file:
                 found, rows = file.schema_arrow, file.metadata.num_rows
         except pa.ArrowInvalid as e:
             yield Fault("schema", path, f"is no Parquet file: {e}")
@@ -284,7 +285,7 @@ def _check_filter_files(root: Path, manifest: Manifest, models: list[Any]) -> It
         if path not in manifest["files"]:
             yield Fault("filters", path, "is missing")
             continue
-        with pq.ParquetFile(root / path) as file:
+        with open_parquet(root / path) as file:
             meta = file.metadata
         if meta.num_rows != n_filters:
             yield Fault("filters", path, f"has {meta.num_rows} rows, models says {n_filters}")
@@ -302,7 +303,7 @@ def check_content(root: Path, manifest: Manifest, report: Report) -> Iterator[Fa
         report("verify", "content", i, len(paths))
         filters = schema.filters_key(path) is not None
         total, previous = 0, -math.inf
-        with pq.ParquetFile(root / path) as file:
+        with open_parquet(root / path) as file:
             for batch in file.iter_batches(1 << 17):
                 skip = content.FILTER_IDENTITY if filters else ()
                 total = content.add(total, content.hash_rows(batch, skip))

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.release.moments import Array
+from builder.release.parquet import open_parquet
 from builder.schema import FILTER_COLUMNS, HISTOGRAMS, N_BINS, N_DEPTH_BINS
 
 _STEP = 1 << 15  # filters at a time: nine float64 coefficients stay in the cache of a core
@@ -49,7 +49,7 @@ class Projector:
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Array]]:
         """(depth bins (m,), coefficients (9, m) float64) of m filters at a time."""
-        with pq.ParquetFile(self._path) as file:
+        with open_parquet(self._path) as file:
             for batch in file.iter_batches(1 << 17, columns=_COLUMNS):
                 layer, *coefficients, linf, scale = (c.to_numpy() for c in batch.columns)
                 for start in range(0, len(layer), _STEP):

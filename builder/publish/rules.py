@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from builder import hub, schema
 from builder.check.verify import verify
 from builder.errors import BuilderError, NetworkError
 from builder.release.manifest import Manifest, read_manifest
+from builder.release.parquet import open_parquet
 from builder.release.versions import parse_version
 from builder.secrets import holds_secret
 
@@ -98,7 +98,7 @@ def _texts(path: str, source: Path | bytes) -> Iterator[str]:
         else:  # prose and SQL: a line is a text, but none of them an address
             yield from (f" {line}" for line in data.decode().splitlines())
         return
-    with pq.ParquetFile(source) as table:
+    with open_parquet(source) as table:
         meta = table.schema_arrow.metadata or {}
         yield from (v.decode(errors="replace") for v in meta.values())
         if schema.filters_key(path):

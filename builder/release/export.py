@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import json
+import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +15,12 @@ import pyarrow as pa
 
 from builder import hub, schema
 from builder.errors import BuilderError, UsageError
-from builder.files import write_atomic
+from builder.files import replacing
 from builder.release.card import SHAREABLE, configs
 from builder.release.reader import Release
 
-Weights = dict[str, npt.NDArray[np.float32]]
+_Shapes = dict[str, tuple[int, int, int, int]]
+_Load = Callable[[str], npt.NDArray[np.float32]]
 
 
 def export_weights(
@@ -32,6 +35,7 @@ def export_weights(
 
     Every layer is one array (out_channels, in_channels, 3, 3) float32, named by its module path as
     in the model's state dict, `conv1.weight`. A .safetensors file also records where it is from.
+    Layers are read and written one at a time: memory holds a layer, never a model.
 
     Args:
         release: from builder.open_release.
@@ -41,7 +45,7 @@ def export_weights(
         view: "trained" or "folded" (times bn_scale).
 
     Raises:
-        UsageError: unknown model, layer, view or suffix; or safetensors is not installed.
+        UsageError: unknown model, layer, view or suffix.
         BuilderError: the file cannot be written.
     """
     if out.suffix not in _WRITERS:
@@ -51,64 +55,63 @@ def export_weights(
             f"{release.address} has no model {model_id!r}.",
             hint=f"it has {len(release.model_ids)}, e.g. {release.model_ids[0]}.",
         )
-    weights = {f"{name}.weight": w for name, w in _layers(release, model_id, layers, view)}
+    schema.check_view(view)
+    shapes = _shapes(release, model_id, layers)
     about = {
         "model_id": model_id,
         "weights": view,
         "release": release.address if release.address.startswith("hf://") else "",
         "version": release.manifest["version"],
     }
+
+    def load(name: str) -> npt.NDArray[np.float32]:
+        return release.weight(model_id, name.removesuffix(".weight"), view=view)
+
     try:
-        write_atomic(out, _WRITERS[out.suffix](weights, about))
+        with replacing(out) as file:
+            _WRITERS[out.suffix](file, shapes, load, about)
     except OSError as e:
         raise BuilderError(f"cannot write {out}: {e.strerror}.") from None
-    return list(weights)
+    return list(shapes)
 
 
-def _layers(
-    release: Release, model_id: str, layers: Sequence[str | int] | None, view: str
-) -> list[tuple[str, npt.NDArray[np.float32]]]:
-    """(module path, weight) of the chosen layers, in order of execution; one pass over the file."""
+def _shapes(release: Release, model_id: str, layers: Sequence[str | int] | None) -> _Shapes:
+    """{name in the state dict: shape} of the chosen layers, in order of execution."""
     table = release.table(
         "layers",
         columns=["layer_index", "layer", "out_channels", "in_channels"],
         where=[("weights", "=", "trained"), ("model_id", "=", model_id)],
     )
-    about = {row["layer_index"]: row for row in table.to_pylist()}
-    parts: dict[int, list[npt.NDArray[np.float32]]] = {}
-    for batch in release.filters(model_id, layers=layers, view=view):
-        index = batch.layer_index
-        for layer in np.unique(index).tolist():
-            parts.setdefault(layer, []).append(batch.filters[index == layer])
-    return [
-        (
-            about[i]["layer"],
-            np.concatenate(found).reshape(about[i]["out_channels"], about[i]["in_channels"], 3, 3),
-        )
-        for i, found in sorted(parts.items())
-    ]
+    chosen = release.layer_indices([model_id], layers)[model_id]
+    return {
+        f"{row['layer']}.weight": (row["out_channels"], row["in_channels"], 3, 3)
+        for row in sorted(table.to_pylist(), key=lambda row: int(row["layer_index"]))
+        if layers is None or row["layer_index"] in chosen
+    }
 
 
-def _safetensors(weights: Weights, about: dict[str, str]) -> bytes:
-    try:
-        from safetensors.numpy import save
-    except ImportError:
-        raise UsageError(
-            "export to .safetensors needs the package safetensors, which is not installed.",
-            hint="pip install safetensors, or export to .npz.",
-        ) from None
-    data: bytes = save(weights, metadata=about)
-    return data
+def _safetensors(file: BinaryIO, shapes: _Shapes, load: _Load, about: dict[str, str]) -> None:
+    """The format of safetensors: length of a JSON header, the header, the bytes of each array."""
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the data is aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in shapes:
+        file.write(np.ascontiguousarray(load(name), "<f4").data)
 
 
-def _npz(weights: Weights, about: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = dict(weights)
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
+def _npz(file: BinaryIO, shapes: _Shapes, load: _Load, about: dict[str, str]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in shapes:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, load(name), allow_pickle=False)
 
 
-_WRITERS: dict[str, Callable[[Weights, dict[str, str]], bytes]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, _Shapes, _Load, dict[str, str]], None]] = {
     ".safetensors": _safetensors,
     ".npz": _npz,
 }

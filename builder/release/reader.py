@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from builder import schema
 from builder.errors import UsageError
 from builder.release.manifest import Manifest, filter_files, read_manifest
+from builder.release.parquet import open_parquet
 
 BATCH_ROWS = 131_072
 """Rows of a batch: one Parquet page of our files, and few enough to stay in the CPU's cache."""
@@ -117,7 +118,7 @@ class Release:
         """
         schema.check_view(view)
         paths = self._filter_paths([models] if isinstance(models, str) else models)
-        wanted = self._layer_indices(list(paths), layers)
+        wanted = self.layer_indices(list(paths), layers)
         for model_id, path in paths.items():
             if layers is None or wanted[model_id]:
                 chosen = None if layers is None else wanted[model_id]
@@ -132,11 +133,12 @@ class Release:
             memory_limit: of DuckDB, e.g. "4GB".
 
         Raises:
-            UsageError: what DuckDB finds wrong with it.
+            UsageError: not one SELECT, or what DuckDB finds wrong with it.
             NetworkError: a release on the Hub that cannot be read.
         """
-        from builder.release.views import explained, open_views
+        from builder.release.views import explained, one_select, open_views
 
+        one_select("the query", query)
         with open_views(self, memory_limit=memory_limit) as con, explained("the query"):
             return con.sql(query).to_arrow_table()
 
@@ -174,10 +176,14 @@ class Release:
             found |= hit
         return found
 
-    def _layer_indices(
+    def layer_indices(
         self, models: Sequence[str], layers: Sequence[str | int] | None
     ) -> dict[str, list[int]]:
-        """{model_id: chosen layer_index values}; a layer that no model has is an error."""
+        """{model_id: chosen layer_index values}; empty where `layers` is None.
+
+        Raises:
+            UsageError: a layer that none of the models has.
+        """
         chosen: dict[str, list[int]] = {m: [] for m in models}
         if layers is None:
             return chosen
@@ -242,7 +248,7 @@ def _batches(
     """Batches of one model's file, restricted to `layers`."""
     keys = ["layer_index", "out_channel", "in_channel"]
     columns = [*keys, *schema.FILTER_COLUMNS, *(["bn_scale"] if view == "folded" else [])]
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         groups = _row_groups(file, layers)
         for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns):
             if layers is not None:

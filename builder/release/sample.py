@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from builder import schema
 from builder.release.manifest import FileFacts
+from builder.release.parquet import open_parquet
 from builder.release.write import write_table
 
 PER_LAYER = 8
@@ -48,7 +49,7 @@ def _rows(path: Path, layers: dict[int, int]) -> Iterator[pa.Table]:
         start += n
     positions = np.concatenate(wanted)
     first = 0
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for group in range(file.metadata.num_row_groups):
             stop = first + file.metadata.row_group(group).num_rows
             here = positions[(positions >= first) & (positions < stop)] - first

@@ -154,6 +154,22 @@ def scan(file: str) -> str:
     return f"read_parquet('{quoted}', hive_partitioning = false)"
 
 
+def one_select(name: str, sql: str) -> duckdb.Statement:
+    """The one SELECT that a text is: nothing that is asked of a release writes anything.
+
+    Raises:
+        UsageError: several statements, none, or another kind.
+    """
+    with explained(name):
+        statements = duckdb.extract_statements(sql)
+    kinds = [s.type for s in statements]
+    if kinds != [duckdb.StatementType.SELECT]:
+        found = ", ".join(k.name for k in kinds) or "nothing"
+        raise UsageError(f"{name}: expected one SELECT, found {found}.")
+    (statement,) = statements
+    return statement
+
+
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """DuckDB's own words, in the project's kind of error."""

@@ -17,7 +17,7 @@ from builder import hub
 from builder.errors import UsageError
 from builder.files import write_atomic
 from builder.release.reader import open_release
-from builder.release.views import explained, first_line, open_views
+from builder.release.views import explained, first_line, one_select, open_views
 from builder.secrets import redact
 from builder.sql import catalog, render
 from builder.sql.catalog import Query, list_queries
@@ -42,16 +42,7 @@ def parse_params(texts: Sequence[str]) -> dict[str, str]:
 
 def _check(query: Query, params: Mapping[str, str]) -> duckdb.Statement:
     """The one SELECT of a query, after its parameters were checked."""
-    with explained(query.name):
-        statements = duckdb.extract_statements(query.sql)
-    kinds = [s.type for s in statements]
-    if kinds != [duckdb.StatementType.SELECT]:
-        raise UsageError(
-            f"{query.name}: expected one SELECT, found "
-            + (", ".join(k.name for k in kinds) if kinds else "nothing")
-            + "."
-        )
-    (statement,) = statements
+    statement = one_select(query.name, query.sql)
     variables = re.findall(r"getvariable\('(\w+)'\)", query.sql)
     known = {*query.param_names, *variables, *statement.named_parameters}
     for name in params:
