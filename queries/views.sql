@@ -214,26 +214,31 @@ create or replace macro viewed_filters(model, views) as table (
     from viewed
 );
 
+-- The largest magnitude of each layer; null where a weight is not finite: such a layer has no metrics.
+create or replace macro layer_scales(model, views) as table (
+    select
+        model_id,
+        layer_index,
+        weights,
+        if(isfinite(max(length)), max(length), null) as layer_linf
+    from viewed_filters(model, views)
+    group by all
+);
+
 -- The non-sparse ones among them; dividing by `length` scales them.
 create or replace macro kept_filters(model, views) as table (
     with viewed as not materialized (
         select * from viewed_filters(model, views)
     ),
 
-    largest as (
-        select
-            model_id,
-            layer_index,
-            weights,
-            max(length) as layer_linf
-        from viewed
-        group by all
+    scales as (
+        select * from layer_scales(model, views)
     )
 
     select f.*
     from viewed as f
-    inner join largest as g using (model_id, layer_index, weights)
-    where f.length > g.layer_linf / 100
+    inner join scales as s using (model_id, layer_index, weights)
+    where f.length > s.layer_linf / 100
 );
 
 -- Moments of the scaled non-sparse filters of every layer. A row per entry (i, j), i <= j, of the nine by

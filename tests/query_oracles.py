@@ -179,7 +179,7 @@ def _boxes(
         paper = paper[paper.reading == reading]
     rows = []
     for (dataset, depth_bin, kind), x in values.groupby(level=[0, 1, 2]):
-        x = x.to_numpy()
+        x = x.dropna().to_numpy()
         q1, median, q3 = np.percentile(x, [25, 50, 75])
         inside = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]
         mine = {
@@ -217,7 +217,7 @@ def _weighted(values: pd.Series, weights: pd.Series) -> float:
 
 @oracle(3)
 def sparsity_by_depth(world: World) -> pd.DataFrame:
-    return _boxes(world, "sparsity_by_depth", lambda g: g.n_sparse.sum() / g.n_filters.sum(), None)
+    return _boxes(world, "sparsity_by_depth", lambda g: _weighted(g.sparsity, g.n_filters), None)
 
 
 @oracle(4)
@@ -400,7 +400,7 @@ def first_layer_metrics(world: World) -> pd.DataFrame:
                     "dataset": dataset,
                     "metric": metric,
                     "kind": kind,
-                    "pairs": len(part),
+                    "pairs": part[metric].notna().sum(),
                     "mean": part[metric].mean(),
                     "published": known.value.iloc[0],
                 }
@@ -539,6 +539,7 @@ def batchnorm_folding(world: World) -> pd.DataFrame:
         for metric in ("sparsity", "variance_entropy", "orthogonality"):
             t, f = part[metric + "_t"], part[metric + "_f"]
             known = t.notna() & f.notna()
+            t, f = t[known], f[known]
             rows.append(
                 {
                     "dataset": dataset,

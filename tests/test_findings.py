@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
+import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import synthetic_release
 from rich.console import Console
@@ -16,6 +19,7 @@ from builder.cohort.registry import load_cohort
 from builder.errors import UsageError
 from builder.paper.published import read_published
 from builder.paper.reference import published_moments, write_reference
+from builder.release.manifest import write_manifest
 from builder.release.moments import merge
 from builder.release.reader import open_release
 from builder.release.views import open_views
@@ -152,32 +156,48 @@ def test_the_papers_cohort_is_known_by_its_models(reference: Path, tmp_path: Pat
     assert not findings.is_paper_cohort(open_release(root).manifest)
 
 
-def test_the_papers_cohort_fails_where_values_or_direction_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Random filters taken for the paper's: their counts, accuracies and metrics are all wrong."""
-    monkeypatch.setattr(findings, "is_paper_cohort", lambda manifest: True)
-    world = synthetic_release.make_world()
-    root = synthetic_release.write_release(tmp_path, world, cohort="paper")
+def altered(reference: Path, root: Path, table: str, change: str, **about: str) -> Path:
+    """A copy of the reference release: one table through an SQL select, the manifest's facts."""
+    shutil.copytree(reference, root)
+    path = root / schema.table_path(table)
+    with duckdb.connect() as con:
+        old = pq.read_table(path)
+        new = con.sql(change.replace("TABLE", "old")).to_arrow_table()
+    pq.write_table(new.select(old.column_names).cast(old.schema), path)
+    manifest = open_release(root).manifest
+    write_manifest(root, {**manifest, **about})
+    return root
+
+
+def test_the_papers_cohort_fails_where_a_value_differs(reference: Path, tmp_path: Path) -> None:
+    change = """select * replace (n_sparse + if(model_id = 'cifar10-standard-Standard', 1, 0)
+        as n_sparse, n_filters + 1 as n_filters) from TABLE"""
+    root = altered(reference, tmp_path / "r", "models", change, weights="checkpoints")
     found = findings.examine(str(root))
     verdicts = by_name(found)
     assert verdicts["01_model_counts"].verdict == FAILS
-    assert verdicts["06_sparsity_overall"].verdict == FAILS
-    assert verdicts["06_sparsity_overall"].direction is True, "the direction agrees by chance"
-    assert verdicts["12_basis_distance"].verdict == FAILS
+    assert verdicts["07_sparsity_by_model"].verdict == FAILS
+    assert verdicts["11_explained_variance"].verdict == HOLDS
     assert findings.exit_code(found) == 1
 
 
-def test_seeded_weights_answer_for_counts_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_papers_cohort_fails_where_the_direction_is_contrary(
+    reference: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(findings, "is_paper_cohort", lambda manifest: True)
-    world = synthetic_release.make_world()
-    root = synthetic_release.write_release(tmp_path, world, cohort="paper", weights="seeded:0")
+    change = "select * replace (if(robust, 100.0, 0.0) as clean_acc) from TABLE"
+    root = altered(reference, tmp_path / "r", "models", change, weights="checkpoints")
+    verdicts = by_name(findings.examine(str(root)))
+    assert verdicts["03_accuracy_by_pair"].direction is False
+    assert verdicts["03_accuracy_by_pair"].verdict == FAILS
+    assert verdicts["06_sparsity_overall"].verdict == HOLDS
+
+
+def test_seeded_weights_answer_for_counts_only(reference: Path, tmp_path: Path) -> None:
+    root = altered(reference, tmp_path / "r", "models", "from TABLE", weights="seeded:0")
     found = by_name(findings.examine(str(root)))
     assert found["06_sparsity_overall"].verdict == NOT_APPLICABLE
     assert found["06_sparsity_overall"].basis == "seeded weights"
-    assert found["01_model_counts"].verdict == FAILS
+    assert found["01_model_counts"].verdict == HOLDS
 
 
 def test_nothing_is_claimed_of_an_empty_release(tmp_path: Path) -> None:
@@ -203,17 +223,29 @@ def test_json_has_one_object_per_finding(small: Path) -> None:
     assert set(rows[0]) >= {"paper", "release", "verdict", "basis", "direction"}
 
 
-def test_lines_are_one_per_finding_and_a_table_fits_its_console(small: Path) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_shows_verdict_finding_and_answer_and_the_basis_when_asked(
+    small: Path, width: int
+) -> None:
     found = findings.examine(str(small))
-    out = io.StringIO()
-    findings.write_lines(found, out)
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 1 + len(found) and all(line.count("\t") == 4 for line in lines)
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(findings.to_table(found))
-    text = console.export_text()
-    assert max(len(line) for line in text.splitlines()) <= 100
-    assert text.count(CONTRARY) == sum(f.verdict == CONTRARY for f in found)
+
+    def lines(explain: bool) -> list[str]:
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(findings.to_grid(found, explain=explain))
+        return [line.rstrip() for line in console.export_text().splitlines()]
+
+    short, long = lines(False), lines(True)
+    assert max(map(len, long)) <= width
+    starts = [line for line in short if line and not line.startswith(" ")]
+    assert len(starts) == len(found)
+    for line, f in zip(starts, found, strict=True):
+        sign = {HOLDS: "✓", FAILS: "✗", CONTRARY: "≠", NOT_APPLICABLE: "·"}[f.verdict]
+        assert line.startswith(f"{sign} {f.verdict}  ") and f.title[:20] in line
+    assert short.count("") >= len(found) - 1, "a blank line between findings"
+    basis = "small cohort: direction only"
+    assert basis not in "\n".join(short) and basis in "\n".join(long)
+    plain = " ".join(" ".join(long).split())
+    assert all(" ".join(f.paper.split())[:30] in plain for f in found)
 
 
 def test_audits_agree_with_a_build_by_the_real_code(release: Path) -> None:
