@@ -11,6 +11,7 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import synthetic_release
 from rich.console import Console
 
@@ -39,6 +40,9 @@ CHECKABLE_TODAY = {
     "20_metric_correlation_by_architecture",
     "21_extra_data",
     "22_cifar10_cifar100",
+    "25_paired_effects",
+    "26_frequency_by_pair",
+    "28_effective_rank",
 }
 
 
@@ -59,9 +63,9 @@ def by_name(found: list[Finding]) -> dict[str, Finding]:
     return {f.query: f for f in found}
 
 
-def answer(release: Path, name: str) -> pd.DataFrame:
+def answer(release: Path, name: str, **params: str) -> pd.DataFrame:
     with open_views(open_release(release)) as con:
-        got = run.run_query(con, catalog.load(name))
+        got = run.run_query(con, catalog.load(name), params)
         return pd.DataFrame(got.rows(), columns=got.schema.names)
 
 
@@ -90,6 +94,62 @@ def test_reference_numbers_meet_the_published_ones_to_the_last_digit(reference: 
     assert overall.as_printed.round(4).to_dict() == {"robust": 0.0945, "standard": 0.3948}
     extra = answer(reference, "extra_data").ratio.round(4).tolist()
     assert sorted(extra) == [0.2428, 0.4805, 35.8784]
+
+
+def test_the_published_bases_hold_what_nobody_has_printed_of_frequency(reference: Path) -> None:
+    pairs = answer(reference, "frequency_by_pair")
+    assert len(pairs) == 71 and (pairs.constant_difference < 0).all()
+    more = (pairs.order_2_difference > 0).groupby(pairs.dataset).sum()
+    assert more.to_dict() == {"cifar10": 49, "cifar100": 17, "imagenet": 1}
+    means = pairs.groupby("dataset").mean(numeric_only=True).round(3)
+    assert means.robust_constant.tolist() == [0.367, 0.469, 0.420]
+    assert means.standard_constant.tolist() == [0.648, 0.622, 0.476]
+    assert means.robust_order_2.tolist() == [0.232, 0.172, 0.253]
+    assert means.standard_order_2.tolist() == [0.107, 0.106, 0.267]
+    shares = pairs[["robust_constant", "robust_order_1", "robust_order_2"]].sum(axis=1)
+    assert (shares - 1).abs().max() < 1e-12
+
+
+def test_effects_within_published_pairs_have_their_uncertainty(reference: Path) -> None:
+    effects = answer(reference, "paired_effects")
+    whole = effects[effects.architecture == "all"].set_index(["dataset", "metric"])
+    assert whole.pairs.groupby("dataset").max().to_dict() == {
+        "cifar10": 49, "cifar100": 17, "imagenet": 5,
+    }  # fmt: skip
+    first = whole.loc[("cifar10", "first_ratio")]
+    assert (first.below, first.above, first.p_value) == (49, 0, pytest.approx(2**-48))
+    sparsity = whole.loc[("cifar10", "sparsity")]
+    assert (sparsity.below, sparsity.above) == (31, 18)
+    assert sparsity.p_value == pytest.approx(scipy.stats.binomtest(31, 49).pvalue)
+    assert sparsity.low < sparsity.median_difference < 0 < sparsity.high
+    rank = answer(reference, "effective_rank")
+    assert len(rank) == 71 and (rank.difference > 0).sum() == 70
+
+
+def test_the_seed_of_the_resampling_changes_intervals_alone(reference: Path) -> None:
+    first, again = (
+        answer(reference, "paired_effects"),
+        answer(reference, "paired_effects", seed="0"),
+    )
+    other = answer(reference, "paired_effects", seed="1")
+    bounds = ["low", "high"]
+    assert first.equals(again) and not first[bounds].equals(other[bounds])
+    assert first.drop(columns=bounds).equals(other.drop(columns=bounds))
+    told = first[first.standard_models > 1]
+    assert (told.low <= told.median_difference).all() and (
+        told.median_difference <= told.high
+    ).all()
+    assert first[first.standard_models == 1][bounds].isna().all(axis=None)
+
+
+def test_findings_of_ours_are_marked_and_audits_are_judged_when_asked(small: Path) -> None:
+    found = findings.examine(str(small), audits=True)
+    ours = {f.query for f in found if f.origin == "ours"}
+    assert ours == {
+        "25_paired_effects", "26_frequency_by_pair", "27_frequency_by_depth", "28_effective_rank",
+        "audit/threshold",
+    }  # fmt: skip
+    assert found[-1].query == "audit/threshold" and found[-1].verdict in (HOLDS, CONTRARY)
 
 
 def test_union_bases_merge_from_the_published_per_model_bases(reference: Path) -> None:
@@ -210,7 +270,7 @@ def test_nothing_is_claimed_of_an_empty_release(tmp_path: Path) -> None:
 
 def test_every_claim_says_what_it_is_about_and_needs() -> None:
     folder = catalog.project_file("queries") / "claims"
-    for path in folder.glob("*.sql"):
+    for path in folder.rglob("*.sql"):
         head = dict(catalog.header(path.read_text()))
         assert head["about"] in ("models", "weights", "build") and head["needs"], path.name
 

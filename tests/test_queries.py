@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+import query_oracles
 import synthetic_release
 from conftest import build_toy
 from query_oracles import KEYS, ORACLES
@@ -119,6 +120,28 @@ def test_an_audit_agrees_with_the_tables(
 ) -> None:
     got = answer(con, asked)
     assert len(got) > 0 and got.within.all()
+
+
+def test_the_audit_of_the_threshold_is_what_numpy_computes(
+    con: duckdb.DuckDBPyConnection, world: World
+) -> None:
+    got = answer(con, catalog.load("audit/threshold"))
+    assert got.within.all()
+    whole = {"depth_bin": -1}  # null: all depth bins
+    agree(got.fillna(whole), query_oracles.threshold(world).fillna(whole), 3)
+
+
+def test_the_dct_functions_are_orthonormal_and_packed_as_scatter_is(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    rows = con.sql("select c, packed from dct_basis").fetchall()
+    c = np.array([row[0] for row in rows])
+    assert np.allclose(c @ c.T, np.eye(9), atol=1e-15)
+    s = np.arange(81.0).reshape(9, 9)
+    s += s.T
+    flat = [s[i, j] for i, j in schema.SCATTER_PAIRS]
+    for direction, packed in rows:
+        assert np.dot(packed, flat) == pytest.approx(np.array(direction) @ s @ direction)
 
 
 @pytest.mark.parametrize("column", ["w00", "w22", "bn_scale", "linf"])
@@ -331,6 +354,8 @@ def test_every_finding_has_an_oracle_and_a_claim() -> None:
     claims = {p.stem for p in (project_file("queries") / "claims").glob("*.sql")}
     assert {q.subject for q in FINDINGS} == set(ORACLES)
     assert {q.name for q in FINDINGS} == claims
+    assert [q.name for q in catalog.list_claimed_audits()] == ["audit/threshold"]
+    assert {q.origin for q in QUERIES} == {"paper", "ours"}
     numbers = [int(q.name.partition("_")[0]) for q in FINDINGS]
     assert numbers == list(range(1, len(numbers) + 1))
 

@@ -78,10 +78,13 @@ def findings(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also the query, and what the verdict rests on.")
     ] = False,
+    audits: Annotated[
+        bool, typer.Option("--audits", help="Also the findings that need every filter read.")
+    ] = False,
     memory_limit: MemoryLimit = None,
     as_json: Json = False,
 ) -> None:
-    """Every finding: what the paper found, what this release shows, whether it holds.
+    """Every finding: what the paper (or we) found, what this release shows, whether it holds.
 
     Exits with 1 if a finding that applies fails on the paper's own models.
 
@@ -91,7 +94,7 @@ def findings(
 
     from builder.sql import findings as claims
 
-    found = claims.examine(release, memory_limit=memory_limit)
+    found = claims.examine(release, audits=audits, memory_limit=memory_limit)
     if as_json:
         print_json(claims.as_json(found))
     elif sys.stdout.isatty():

@@ -90,6 +90,12 @@ def list_findings() -> list[Query]:
     return [q for q in list_queries() if "/" not in q.name]
 
 
+def list_claimed_audits() -> list[Query]:
+    """The audit queries that answer a question of their own, beside checking the tables."""
+    claims = project_file("queries") / "claims"
+    return [q for q in list_queries() if "/" in q.name and (claims / f"{q.name}.sql").exists()]
+
+
 _COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/|\(", re.DOTALL)
 _SQL = re.compile(
     r"(select|with|from|values|table|describe|desc|summarize|show|pivot|unpivot|explain|call|pragma"

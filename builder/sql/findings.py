@@ -1,8 +1,9 @@
-"""Every finding of the paper: what it found, what a release shows, whether it holds. No torch.
+"""Every finding: what the paper, or we, found, what a release shows, whether it holds. No torch.
 
-A finding is a query (queries/NN_subject.sql). The claim of the same name in queries/claims/ is a
-SELECT over its answer, as the table `answer`, with two columns: `shows`, a text, and `holds`, the
-direction of the finding (null where the release cannot tell). Its header says what the claim
+A finding is a query (queries/NN_subject.sql; `origin: ours` marks those that the paper does not
+have), or an audit of the filters that has a claim. The claim of the same name in queries/claims/
+is a SELECT over its answer, as the table `answer`, with two columns: `shows`, a text, and `holds`,
+the direction of the finding (null where the release cannot tell). Its header says what the claim
 `needs`, and what it is `about`:
 
 - models   facts of the cohort, such as counts and accuracies: meaningful for any weights
@@ -156,11 +157,14 @@ def _examine(
     )
 
 
-def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
+def examine(
+    release: str, *, audits: bool = False, memory_limit: str | None = None
+) -> list[Finding]:
     """Every finding on a release, in the order of the queries.
 
     Args:
         release: folder or Hub address.
+        audits: also those that read every filter.
         memory_limit: as in `views.open_views`.
 
     Raises:
@@ -170,7 +174,7 @@ def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
     opened = open_release(hub.release_address(release))
     with open_views(opened, memory_limit=memory_limit) as con:
         found = []
-        for asked in catalog.list_findings():
+        for asked in catalog.list_findings() + (catalog.list_claimed_audits() if audits else []):
             try:
                 found.append(_examine(con, opened.manifest, asked))
             except duckdb.Error as e:
