@@ -1,5 +1,5 @@
 -- title: Sparsity by its threshold
--- finding: Is less sparsity of robust models an artefact of 1/100? The same from 1/1000 to 1/10.
+-- finding: That robust models are less sparse is no artefact of 1/100: the same from 1/1000 to 1/10.
 -- origin: ours
 -- expect: robust below standard beyond the first convolution at every threshold; 1/100 as stored
 -- note: From linf and bn_scale alone, folded, over the models of pairs, each once; a null depth bin is all
