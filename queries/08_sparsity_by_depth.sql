@@ -2,7 +2,8 @@
 -- finding: Robust CIFAR models are less sparse in nearly every depth bin, but sparser in the first layer.
 -- paper: plots/metrics_normal_vs_robust.pdf
 -- expect: robust below standard beyond the first convolution
--- note: One value per (depth bin, pair member). `difference` is the largest of the seven statistics.
+-- note: One value per (depth bin, pair member), of layers whose weights are finite. `difference` is the
+--       largest of the seven statistics.
 with per_member as (
     select
         m.dataset,
@@ -12,7 +13,7 @@ with per_member as (
         sum(l.n_sparse) / sum(l.n_filters) as value
     from members as m
     inner join layers as l on m.model_id = l.model_id
-    where l.weights = 'folded'
+    where l.weights = 'folded' and l.n_sparse is not null
     group by all
 ),
 

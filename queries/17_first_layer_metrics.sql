@@ -9,25 +9,30 @@ with per_member as (
         m.dataset,
         m.kind,
         m.pair,
-        sum(l.n_sparse) / sum(l.n_filters) as sparsity,
-        sum(l.variance_entropy * (l.n_filters - l.n_sparse))
-        / sum(l.n_filters - l.n_sparse) as variance_entropy,
-        sum(l.orthogonality * l.out_channels) / sum(l.out_channels) as orthogonality
+        unnest(['sparsity', 'variance_entropy', 'orthogonality']) as metric,
+        unnest([
+            sum(l.n_sparse) / sum(l.n_filters) filter (where l.n_sparse is not null),
+            sum(l.variance_entropy * (l.n_filters - l.n_sparse))
+            / sum(l.n_filters - l.n_sparse) filter (where l.variance_entropy is not null),
+            sum(l.orthogonality * l.out_channels)
+            / sum(l.out_channels) filter (where l.orthogonality is not null)
+        ]) as value
     from members as m
     inner join layers as l on m.model_id = l.model_id
     where l.weights = 'folded' and l.depth_bin = 0
-    group by all
+    group by m.dataset, m.kind, m.pair
 ),
 
 per_kind as (
     select
         dataset,
         kind,
+        metric,
         count(*) as pairs,
-        unnest(['sparsity', 'variance_entropy', 'orthogonality']) as metric,
-        unnest([avg(sparsity), avg(variance_entropy), avg(orthogonality)]) as mean
+        avg(value) as mean
     from per_member
-    group by dataset, kind
+    where value is not null
+    group by all
 )
 
 select

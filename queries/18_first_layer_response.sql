@@ -4,7 +4,8 @@
 -- expect: ratio below 1: less passes the robust first layer than the standard one
 -- note: Our measure: relative change behind the activation (post) or before it (pre) over that of the
 --       input; activation_pass: the share of the change that the activation lets through. An
---       ensemble's first convolutions are averaged. Pairs measured at different eps are left out.
+--       ensemble's first convolutions are averaged. Pairs measured at different eps are left out,
+--       and models without a response.
 with per_model as (
     select
         model_id,
@@ -15,7 +16,7 @@ with per_model as (
         avg(response_post) as post,
         avg(activation_pass) as activation_pass
     from first_layer
-    where out_channel is null
+    where out_channel is null and response_pre is not null
     group by model_id, perturbation, eps
 )
 

@@ -181,6 +181,74 @@ create or replace macro spearman(xs, ys) as (
     select nullif(corr(x_rank, y_rank), 'nan'::double) from ranked
 );
 
+-- The 45 entries of a symmetric nine by nine matrix as layers.scatter packs it; all counts from 1.
+create or replace view scatter_entries as
+select
+    row_number() over (order by a.range, b.range) as entry,
+    a.range as i,
+    b.range as j
+from range(1, 10) as a
+inner join range(1, 10) as b on a.range <= b.range;
+
+-- The nine orthonormal 3x3 DCT-II functions: frequency of the rows and of the columns, their order (the
+-- larger one; 0 is the constant), the function c, row-major, and c c' packed so that its dot product with
+-- a packed matrix S is c' S c.
+create or replace view dct_basis as
+with frequencies as (
+    select
+        u.range as row_frequency,
+        v.range as column_frequency
+    from range(3) as u
+    cross join range(3) as v
+),
+
+functions as (
+    select
+        row_frequency,
+        column_frequency,
+        greatest(row_frequency, column_frequency) as dct_order,
+        list_transform(
+            range(9),
+            lambda k: sqrt(if(row_frequency > 0, 2, 1) * if(column_frequency > 0, 2, 1)) / 3
+            * cos(pi() * (2 * (k // 3) + 1) * row_frequency / 6)
+            * cos(pi() * (2 * (k % 3) + 1) * column_frequency / 6)
+        ) as c
+    from frequencies
+)
+
+select
+    f.row_frequency,
+    f.column_frequency,
+    f.dct_order,
+    f.c,
+    list(if(e.i = e.j, 1, 2) * f.c[e.i] * f.c[e.j] order by e.entry) as packed
+from functions as f
+cross join scatter_entries as e
+group by all;
+
+-- Exact two-sided sign test of `below` against `above`; ties count in neither.
+create or replace macro sign_test(below, above) as if(
+    below + above = 0,
+    null,
+    least(
+        1,
+        2 * list_sum(
+            list_transform(
+                range(least(below, above)::bigint + 1),
+                lambda i: exp(
+                    lgamma(below + above + 1) - lgamma(i + 1) - lgamma(below + above - i + 1)
+                    - (below + above) * ln(2)
+                )
+            )
+        )
+    )
+);
+
+-- Natural entropy of shares that sum to 1; its exponential is how many of them count.
+create or replace macro entropy(shares) as -list_sum(
+    list_transform(shares, lambda p: if(p > 0, p * ln(p), 0))
+);
+
 create or replace view filters as
 select * from read_parquet(getvariable('release') || '/data/filters/*/*.parquet', hive_partitioning = false);
 
@@ -215,26 +283,31 @@ create or replace macro viewed_filters(model, views) as table (
     from viewed
 );
 
+-- The largest magnitude of each layer; null where a weight is not finite: such a layer has no metrics.
+create or replace macro layer_scales(model, views) as table (
+    select
+        model_id,
+        layer_index,
+        weights,
+        if(isfinite(max(length)), max(length), null) as layer_linf
+    from viewed_filters(model, views)
+    group by all
+);
+
 -- The non-sparse ones among them; dividing by `length` scales them.
 create or replace macro kept_filters(model, views) as table (
     with viewed as not materialized (
         select * from viewed_filters(model, views)
     ),
 
-    largest as (
-        select
-            model_id,
-            layer_index,
-            weights,
-            max(length) as layer_linf
-        from viewed
-        group by all
+    scales as (
+        select * from layer_scales(model, views)
     )
 
     select f.*
     from viewed as f
-    inner join largest as g using (model_id, layer_index, weights)
-    where f.length > g.layer_linf / 100
+    inner join scales as s using (model_id, layer_index, weights)
+    where f.length > s.layer_linf / 100
 );
 
 -- Moments of the scaled non-sparse filters of every layer. A row per entry (i, j), i <= j, of the nine by
@@ -278,15 +351,6 @@ create or replace macro moments(model, views) as table (
             ] as products
         from scaled
         group by all
-    ),
-
-    entries as (
-        select
-            a.range + 1 as i,
-            b.range + 1 as j,
-            row_number() over (order by i, j) as entry
-        from range(9) as a
-        inner join range(9) as b on a.range <= b.range
     )
 
     select
@@ -301,7 +365,7 @@ create or replace macro moments(model, views) as table (
         s.x[e.j] as sum_j,
         s.products[e.entry] as product
     from sums as s
-    cross join entries as e
+    cross join scatter_entries as e
 );
 
 -- The stored histograms, and `n`, the same counts from the filters: scaled, non-sparse and folded,

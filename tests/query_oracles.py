@@ -6,12 +6,14 @@ row, the others are compared with the columns of the same name in the answer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import scipy.fft
 import scipy.stats
-from synthetic_release import World, model_filters
+from synthetic_release import World, model_filters, scaled_filters
 
 KEYS: dict[str, int] = {}
 ORACLES: dict[str, Callable[[World], pd.DataFrame]] = {}
@@ -179,7 +181,7 @@ def _boxes(
         paper = paper[paper.reading == reading]
     rows = []
     for (dataset, depth_bin, kind), x in values.groupby(level=[0, 1, 2]):
-        x = x.to_numpy()
+        x = x.dropna().to_numpy()
         q1, median, q3 = np.percentile(x, [25, 50, 75])
         inside = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]
         mine = {
@@ -217,7 +219,7 @@ def _weighted(values: pd.Series, weights: pd.Series) -> float:
 
 @oracle(3)
 def sparsity_by_depth(world: World) -> pd.DataFrame:
-    return _boxes(world, "sparsity_by_depth", lambda g: g.n_sparse.sum() / g.n_filters.sum(), None)
+    return _boxes(world, "sparsity_by_depth", lambda g: _weighted(g.sparsity, g.n_filters), None)
 
 
 @oracle(4)
@@ -400,7 +402,7 @@ def first_layer_metrics(world: World) -> pd.DataFrame:
                     "dataset": dataset,
                     "metric": metric,
                     "kind": kind,
-                    "pairs": len(part),
+                    "pairs": part[metric].notna().sum(),
                     "mean": part[metric].mean(),
                     "published": known.value.iloc[0],
                 }
@@ -539,6 +541,7 @@ def batchnorm_folding(world: World) -> pd.DataFrame:
         for metric in ("sparsity", "variance_entropy", "orthogonality"):
             t, f = part[metric + "_t"], part[metric + "_f"]
             known = t.notna() & f.notna()
+            t, f = t[known], f[known]
             rows.append(
                 {
                     "dataset": dataset,
@@ -552,4 +555,159 @@ def batchnorm_folding(world: World) -> pd.DataFrame:
                     "largest_change": (f - t).abs().max(),
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def _spectrum(world: World, model_id: str) -> np.ndarray:
+    eigenvalues = np.linalg.eigvalsh(np.cov(model_filters(world, model_id, "folded").T))
+    return np.clip(eigenvalues, 0, None)[::-1] / eigenvalues.sum()
+
+
+def _interval(clusters: list[np.ndarray]) -> tuple[float | None, float | None]:
+    """Percentiles of 1000 medians, each over as many clusters as there are, drawn by MD5."""
+    if len(clusters) < 2:
+        return None, None
+    medians = []
+    for resample in range(1000):
+        drawn = []
+        for place in range(len(clusters)):
+            digest = hashlib.md5(f"0:{resample}:{place}".encode()).hexdigest()
+            drawn.append(clusters[int(int(digest[:13], 16) / 16**13 * len(clusters))])
+        medians.append(np.median(np.concatenate(drawn)))
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@oracle(3)
+def paired_effects(world: World) -> pd.DataFrame:
+    models = world.tables["models"].set_index("model_id")
+    spectra = {m: _spectrum(world, m) for m in models.index}
+    values = models[["sparsity", "variance_entropy", "orthogonality"]].assign(
+        first_ratio={m: p[0] for m, p in spectra.items()},
+        spectrum_entropy={m: scipy.stats.entropy(p, base=10) for m, p in spectra.items()},
+    )
+    pairs = world.tables["pairs"]
+    same = models.same_filters_as.fillna(pd.Series(models.index, models.index))
+    pairs = pairs.assign(cluster=pairs.standard_model_id.map(same))
+    rows = []
+    parts = [(d, "all", part) for d, part in pairs.groupby("dataset")]
+    parts += [(d, a, part) for (d, a), part in pairs.groupby(["dataset", "architecture"])]
+    for dataset, architecture, part in parts:
+        for metric in values:
+            robust = values.loc[part.robust_model_id, metric].to_numpy(float)
+            standard = values.loc[part.standard_model_id, metric].to_numpy(float)
+            x = robust - standard
+            below, above = int((x < 0).sum()), int((x > 0).sum())
+            clusters = [x[(part.cluster == c).to_numpy()] for c in sorted(part.cluster.unique())]
+            low, high = _interval(clusters)
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "architecture": architecture,
+                    "metric": metric,
+                    "pairs": len(part),
+                    "standard_models": len(clusters),
+                    "below": below,
+                    "above": above,
+                    "p_value": scipy.stats.binomtest(below, below + above).pvalue
+                    if below + above
+                    else None,
+                    "median_difference": np.median(x),
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _order_shares(x: np.ndarray) -> np.ndarray:
+    """Shares of the energy of (n, 9) filters on the DCT functions of order 0, 1 and 2."""
+    spectrum = scipy.fft.dctn(x.reshape(-1, 3, 3), type=2, norm="ortho", axes=(1, 2))
+    energy = (spectrum**2).sum(axis=0)
+    order = np.maximum.outer(range(3), range(3))
+    return np.array([energy[order == k].sum() for k in range(3)]) / energy.sum()
+
+
+@oracle(4)
+def frequency_by_pair(world: World) -> pd.DataFrame:
+    rows = []
+    for pair in world.tables["pairs"].itertuples():
+        r = _order_shares(model_filters(world, pair.robust_model_id, "folded"))
+        s = _order_shares(model_filters(world, pair.standard_model_id, "folded"))
+        rows.append(
+            {
+                "dataset": pair.dataset,
+                "architecture": pair.architecture,
+                "robust_model_id": pair.robust_model_id,
+                "standard_model_id": pair.standard_model_id,
+                "standard_constant": s[0],
+                "robust_constant": r[0],
+                "standard_order_1": s[1],
+                "robust_order_1": r[1],
+                "standard_order_2": s[2],
+                "robust_order_2": r[2],
+                "constant_difference": r[0] - s[0],
+                "order_2_difference": r[2] - s[2],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@oracle(3)
+def frequency_by_depth(world: World) -> pd.DataFrame:
+    layers = world.tables["layers"]
+    folded = layers[layers.weights == "folded"].drop(columns="dataset")
+    both = members(world).merge(folded, on="model_id")
+
+    def shares(part: pd.DataFrame) -> pd.Series:
+        keys = zip(part.model_id, part.layer_index, strict=True)
+        x = np.concatenate([scaled_filters(*world.weights[key], "folded") for key in keys])
+        return pd.Series(_order_shares(x), ["constant", "order_1", "order_2"])
+
+    keys = ["dataset", "depth_bin", "kind"]
+    values = both.groupby([*keys, "pair"])[["model_id", "layer_index"]].apply(shares)
+    grouped = values.groupby(keys)
+    return grouped.mean().assign(pairs=grouped.size()).reset_index()
+
+
+@oracle(2)
+def effective_rank(world: World) -> pd.DataFrame:
+    rows = []
+    for pair in world.tables["pairs"].itertuples():
+        r = np.exp(scipy.stats.entropy(_spectrum(world, pair.robust_model_id)))
+        s = np.exp(scipy.stats.entropy(_spectrum(world, pair.standard_model_id)))
+        rows.append(
+            {
+                "dataset": pair.dataset,
+                "robust_model_id": pair.robust_model_id,
+                "standard_rank": s,
+                "robust_rank": r,
+                "difference": r - s,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def threshold(world: World) -> pd.DataFrame:
+    """Of the audit of that name: shares of filters at most layer_linf / part, folded."""
+    rows = []
+    for kind, group in members(world).drop_duplicates(["kind", "model_id"]).groupby("kind"):
+        for dataset, part in group.groupby("dataset"):
+            layers = world.tables["layers"]
+            own = layers[layers.model_id.isin(part.model_id) & (layers.weights == "folded")]
+            bins = [(b, own[own.depth_bin == b]) for b in sorted(own.depth_bin.unique())]
+            for depth_bin, chosen in [*bins, (None, own)]:
+                relative = []
+                for key in zip(chosen.model_id, chosen.layer_index, strict=True):
+                    w, scale = world.weights[key]
+                    length = np.abs(w * scale[:, None, None, None]).max(axis=(2, 3)).astype(float)
+                    relative.append((length / length.max()).ravel())
+                x = np.concatenate(relative)
+                shares = {
+                    f"sparsity_{n}": (x <= 1 / n).mean() for n in (1000, 500, 200, 100, 50, 20, 10)
+                }
+                rows.append(
+                    {"dataset": dataset, "depth_bin": depth_bin, "kind": kind, "n_filters": len(x)}
+                    | shares
+                )
     return pd.DataFrame(rows)

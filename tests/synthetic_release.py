@@ -343,7 +343,9 @@ def filter_table(world: World, net: Net) -> pa.Table:
                 }
             )
         )
-    return pa.Table.from_pandas(pd.concat(parts), schema.FILTERS.arrow, preserve_index=False)
+    rows = pd.concat(parts)
+    columns = {name: rows[name].to_numpy() for name in schema.FILTERS.names}  # keeps NaN
+    return pa.Table.from_pydict(columns, schema.FILTERS.arrow)
 
 
 def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:

@@ -93,10 +93,25 @@ def test_build_verify_and_the_rest_of_a_releases_life(toy_cohort: Path, tmp_path
     assert bad.stdout.startswith("files: README.md: has changed")
 
 
-def test_a_failed_model_is_told_and_exits_with_1(tmp_path: Path):
+def test_sql_behind_a_comment_is_no_option(release: Path):
+    done = run("query", "--format", "csv", "-- how many\nselect 4 as n", "--release", release)
+    assert (done.returncode, done.stdout) == (0, "n\n4\n"), done.stderr
+    typo = run("query", "sparsity_overall", "--releas", release)
+    assert typo.returncode == 2 and "No such option" in typo.stderr
+
+
+def test_tables_in_a_pipe_are_tab_separated(release: Path):
+    listed = run("query", "--list").stdout.splitlines()
+    assert listed[0] == "query\ttitle" and listed[1] == "01_model_counts\tModels and filters"
+    found = run("findings", "--release", release).stdout.splitlines()
+    assert found[0].split("\t") == ["verdict", "query", "origin", "paper", "release", "basis"]
+    assert {line.count("\t") for line in found} == {5}
+
+
+def test_a_model_whose_file_is_missing_is_told_as_the_users_mistake(tmp_path: Path):
     cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": tmp_path / "none.pt"})
     done = run("build", "--cohort", cohort, "--out", tmp_path / "out")
-    assert done.returncode in (1, 2)
+    assert done.returncode == 2
     assert "failed: cifar10-robust-alpha" in done.stderr and "none.pt" in done.stderr
     assert "nothing was released" in done.stderr
     assert "Traceback" not in done.stderr

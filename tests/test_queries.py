@@ -14,7 +14,9 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+import query_oracles
 import synthetic_release
+from conftest import build_toy
 from query_oracles import KEYS, ORACLES
 from synthetic_release import NETS, World
 
@@ -96,10 +98,13 @@ def same(ours: Any, theirs: Any, what: str) -> None:
 def test_an_answer_is_what_numpy_and_pandas_compute(
     asked: catalog.Query, con: duckdb.DuckDBPyConnection, world: World
 ) -> None:
-    expected = ORACLES[asked.subject](world)
-    got = answer(con, asked)
+    agree(answer(con, asked), ORACLES[asked.subject](world), KEYS[asked.subject])
+
+
+def agree(got: pd.DataFrame, expected: pd.DataFrame, n_keys: int) -> None:
+    """The same rows, found by their first columns."""
     assert len(expected) > 0
-    keys = list(expected.columns[: KEYS[asked.subject]])
+    keys = list(expected.columns[:n_keys])
     assert not got.duplicated(keys).any()
     by_key = {tuple(row[k] for k in keys): row for row in got.to_dict("records")}
     wanted = {tuple(row[k] for k in keys): row for row in expected.to_dict("records")}
@@ -115,6 +120,28 @@ def test_an_audit_agrees_with_the_tables(
 ) -> None:
     got = answer(con, asked)
     assert len(got) > 0 and got.within.all()
+
+
+def test_the_audit_of_the_threshold_is_what_numpy_computes(
+    con: duckdb.DuckDBPyConnection, world: World
+) -> None:
+    got = answer(con, catalog.load("audit/threshold"))
+    assert got.within.all()
+    whole = {"depth_bin": -1}  # null: all depth bins
+    agree(got.fillna(whole), query_oracles.threshold(world).fillna(whole), 3)
+
+
+def test_the_dct_functions_are_orthonormal_and_packed_as_scatter_is(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    rows = con.sql("select c, packed from dct_basis").fetchall()
+    c = np.array([row[0] for row in rows])
+    assert np.allclose(c @ c.T, np.eye(9), atol=1e-15)
+    s = np.arange(81.0).reshape(9, 9)
+    s += s.T
+    flat = [s[i, j] for i, j in schema.SCATTER_PAIRS]
+    for direction, packed in rows:
+        assert np.dot(packed, flat) == pytest.approx(np.array(direction) @ s @ direction)
 
 
 @pytest.mark.parametrize("column", ["w00", "w22", "bn_scale", "linf"])
@@ -162,6 +189,86 @@ def test_orthogonality_of_each_layer_can_be_recomputed(
         weights=view,
     ).to_dict("records")
     assert row["within"] and (index == 5) == pd.isna(row["value"])
+
+
+BROKEN = ((NETS[0].model_id, 0), (NETS[1].model_id, 3), (NETS[7].model_id, 4))
+METRICS = [c.name for c in schema.LAYERS.columns if c.nullable and c.name != "bn_layer"]
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
+    """Layers with a weight that is not finite: no metrics, as the build writes them."""
+    world = synthetic_release.make_world()
+    layers = world.tables["layers"]
+    bad = dict(zip(BROKEN, (np.nan, np.inf, np.nan), strict=True))
+    hit = [key in bad for key in zip(layers.model_id, layers.layer_index, strict=True)]
+    metrics = [name for name in METRICS if name in layers]
+    layers.loc[hit, metrics] = np.nan
+    for key, value in bad.items():
+        world.weights[key][0][0, 0, 1, 1] = value
+    root = synthetic_release.write_release(tmp_path_factory.mktemp("broken"), world)
+    return root, world
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sparsity_by_depth",
+        "variance_entropy_by_depth",
+        "orthogonality_by_depth",
+        "first_layer_metrics",
+        "batchnorm_folding",
+    ],
+)
+def test_layers_without_metrics_count_in_no_denominator(
+    name: str, broken: tuple[Path, World]
+) -> None:
+    root, world = broken
+    with open_views(open_release(root)) as con:
+        agree(answer(con, catalog.load(name)), ORACLES[name](world), KEYS[name])
+
+
+def test_audits_find_no_fault_in_layers_without_metrics(broken: tuple[Path, World]) -> None:
+    with open_views(open_release(broken[0])) as con:
+        for name in ("linf", "sparsity", "second_moments"):
+            got = answer(con, catalog.load(f"audit/{name}"))
+            assert len(got) and got.within.all(), name
+        asked = catalog.load("audit/orthogonality")
+        for model_id, index in BROKEN:
+            got = answer(con, asked, model_id=model_id, layer_index=str(index))
+            assert got.within.all() and got["value"].isna().all() and len(got) == 1
+
+
+def test_a_build_with_a_nan_layer_answers_every_query(tmp_path: Path, toy_cohort: Path) -> None:
+    import torch
+    import toy_networks
+
+    torch.manual_seed(0)
+    lines = []
+    for network, robust in (("alpha", "true"), ("beta", "true"), ("alpha", "false")):
+        state = toy_networks.Toy().state_dict()
+        if (network, robust) == ("alpha", "true"):
+            state["grouped.weight"][0, 0, 0, 0] = torch.nan
+        torch.save(state, tmp_path / f"{network}-{robust}.pt")
+        partner = "alpha" if robust == "true" else ""
+        lines.append(
+            f"{network},cifar10,{robust},Toy-8,toy_networks:Toy,"
+            f"{tmp_path}/{network}-{robust}.pt,{partner}"
+        )
+    cohort = tmp_path / "nan.csv"
+    cohort.write_text("\n".join([toy_cohort.read_text().splitlines()[0], *lines]) + "\n")
+    outcome = build_toy(cohort, tmp_path / "out", weights="checkpoints", cache=tmp_path / "cache")
+    assert not outcome.failures and "NaN" in outcome.problems[0]
+    with open_views(open_release(tmp_path / "out")) as con:
+        for asked in QUERIES:
+            got = answer(con, asked)
+            if "/" in asked.name:
+                assert got.within.all(), asked.name
+        depth = answer(con, catalog.load("sparsity_by_depth"))
+        folded = con.sql("from layers where weights = 'folded' and sparsity is null").fetchall()
+        assert len(folded) == 1 and depth["mean"].notna().all()
+        response = answer(con, catalog.load("first_layer_response"))
+        assert response.ratio.notna().all()
 
 
 def _csv_rows(path: Path) -> list[list[str]]:
@@ -247,6 +354,8 @@ def test_every_finding_has_an_oracle_and_a_claim() -> None:
     claims = {p.stem for p in (project_file("queries") / "claims").glob("*.sql")}
     assert {q.subject for q in FINDINGS} == set(ORACLES)
     assert {q.name for q in FINDINGS} == claims
+    assert [q.name for q in catalog.list_claimed_audits()] == ["audit/threshold"]
+    assert {q.origin for q in QUERIES} == {"paper", "ours"}
     numbers = [int(q.name.partition("_")[0]) for q in FINDINGS]
     assert numbers == list(range(1, len(numbers) + 1))
 

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pytest
 import synthetic_release
 from hub_client import ClientError, HubClient
 from loopback_hub import Hub, running_hub
+from rich.text import Text
 
 from builder.errors import BuilderError, UsageError
 from builder.release.reader import open_release
@@ -37,12 +39,26 @@ def con(release: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def ask(
-    release: Path, name: str, form: str = "csv", width: int = 0, params: tuple[str, ...] = ()
+    release: Path, name: str, form: str = "csv", params: tuple[str, ...] = ()
 ) -> tuple[bytes, str]:
     """The answer's bytes, and what was said beside it."""
     out = io.BytesIO()
-    said = run.answer_query(str(release), name, out, form=form, params=params, width=width)
+    said = run.answer_query(str(release), name, out, form=form, params=params)
     return out.getvalue(), said
+
+
+class Terminal(io.BytesIO):
+    """What a terminal shows; its width is COLUMNS."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def show(release: Path, name: str) -> tuple[list[str], str]:
+    """The lines of a table on a terminal, and what was said beside them."""
+    out = Terminal()
+    said = run.answer_query(str(release), name, out)
+    return Text.from_ansi(out.getvalue().decode()).plain.splitlines(), said
 
 
 def write_query(folder: Path, sql: str) -> str:
@@ -79,6 +95,49 @@ def test_sql_comes_from_a_file_or_standard_input(
     assert ask(release, "-")[0] == b"n\n13\n"
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 13 as n",
+        "SELECT count(*) AS n FROM models",
+        "from models select count(*) as n",
+        "FROM(select 13 as n)",
+        "with a as (select 13 as n) from a",
+        "(select 13 as n)",
+        "values (13)",
+        "-- how many\nselect count(*) as n from models",
+        "  /* how\nmany */ -- models\n select count(*) as n from models;",
+    ],
+)
+def test_sql_itself_is_a_query(release: Path, sql: str) -> None:
+    assert ask(release, sql)[0].splitlines()[1:] == [b"13"]
+
+
+@pytest.mark.parametrize("sql", ["describe models", "summarize models", "show tables", "DESC pca"])
+def test_the_words_that_look_at_a_table_are_queries_too(release: Path, sql: str) -> None:
+    assert len(ask(release, sql)[0].splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("select nope from models", "^the query: Binder Error"),
+        ("drop view models", "^the query: expected one SELECT, found DROP"),
+        ("explain select 1", "^the query: expected one SELECT, found EXPLAIN"),
+        ("select $n as n", "^the query needs --param n="),
+    ],
+)
+def test_an_error_in_sql_itself_does_not_repeat_it(release: Path, sql: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(release, sql)
+
+
+@pytest.mark.parametrize("name", ["sparsity overall", "from", "selected", "with_layers", ""])
+def test_a_name_is_not_taken_for_sql(name: str) -> None:
+    with pytest.raises(UsageError, match="no query"):
+        catalog.load(name)
+
+
 def test_all_formats_hold_the_same_rows(release: Path) -> None:
     rows = json.loads(ask(release, "sparsity_overall", "json")[0])["rows"]
     parquet = pq.read_table(pa.BufferReader(ask(release, "sparsity_overall", "parquet")[0]))
@@ -103,20 +162,30 @@ def test_an_answer_without_rows_still_has_its_columns(release: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_a_table_fits_the_terminal_and_says_what_it_left_out(release: Path, width: int) -> None:
-    out, said = ask(release, "sparsity_overall", "table", width)
-    lines = out.decode().splitlines()
+def test_a_table_fits_the_terminal_and_says_what_it_left_out(
+    release: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines, said = show(release, "sparsity_overall")
     assert max(map(len, lines)) <= width
     assert ("columns do not fit" in said) == ("…" in lines[0])
-    assert lines[0].startswith("dataset") and lines[0].endswith("within")
+    assert lines[0].startswith("dataset") and lines[0].rstrip().endswith("within")
 
 
-def test_a_long_table_is_cut_and_says_so(release: Path, tmp_path: Path) -> None:
-    name = write_query(tmp_path, "select range as n from range(1000)")
-    out, said = ask(release, name, "table")
-    assert len(out.decode().splitlines()) == 2 + render.TABLE_ROWS
-    assert "the first 200 rows" in said
-    assert len(ask(release, name)[0].splitlines()) == 1001
+def test_a_long_table_is_cut_and_says_so(release: Path) -> None:
+    sql = "select range as n from range(1000)"
+    lines, said = show(release, sql)
+    assert len(lines) == 1 + render.TABLE_ROWS
+    assert said == "the query: the first 200 rows; --format csv has all."
+    assert len(ask(release, sql)[0].splitlines()) == 1001
+
+
+def test_a_table_in_a_pipe_is_tab_separated_and_whole(release: Path) -> None:
+    out, said = ask(
+        release, "select range as n, null as x, [0.5::double] as y from range(1000)", "table"
+    )
+    lines = out.decode().splitlines()
+    assert lines[:2] == ["n\tx\ty", "0\t\t[0.5]"] and len(lines) == 1001 and said == ""
 
 
 def test_a_parameter_is_a_variable_of_the_query(release: Path) -> None:
@@ -146,6 +215,25 @@ def test_wrong_parameters_are_usage_errors(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         ask(release, "audit/sparsity", params=params)
+
+
+def test_a_model_that_the_release_does_not_have_is_no_empty_answer(release: Path) -> None:
+    for asked in catalog.list_queries():
+        if "model_id" in asked.param_names:
+            with pytest.raises(UsageError, match="no model 'cifar10-robust-Ceder' in this release"):
+                ask(release, asked.name, params=("model_id=cifar10-robust-Ceder",))
+    with pytest.raises(UsageError, match="did you mean cifar10-robust-Cedar"):
+        ask(release, "audit/sparsity", params=("model_id=cifar10-robust-Ceder",))
+
+
+def test_an_empty_answer_is_said_with_its_parameters(release: Path) -> None:
+    out, said = ask(release, "audit/orthogonality", params=("layer_index=99", "weights=fold"))
+    assert out.count(b"\n") == 1
+    assert said == "audit/orthogonality: no row matches layer_index=99, weights=fold."
+    sql = "select network from models where model_id = $model_id"
+    assert ask(release, sql, params=("model_id=x",))[1] == "the query: no row matches model_id=x."
+    assert ask(release, "select 1 where false")[1] == "the query: no row."
+    assert ask(release, "select 1")[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -198,13 +286,59 @@ def test_a_memory_limit_is_kept_and_explained(release: Path) -> None:
         pass
 
 
+def plan(con: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    """Every operator of DuckDB's plan."""
+    row = con.execute(f"explain (format json) {sql}").fetchone()
+    assert row is not None
+
+    def walk(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [m for n in nodes for m in (n, *walk(n["children"]))]
+
+    return walk(json.loads(row[1]))
+
+
+def copies_filters(con: duckdb.DuckDBPyConnection, sql: str) -> bool:
+    """Whether a CTE keeps rows of `filters`: read from the files, and not summed up since."""
+
+    def reads(node: dict[str, Any]) -> bool:
+        name = node["name"].strip().upper().replace(" ", "_")
+        if name in ("HASH_GROUP_BY", "PERFECT_HASH_GROUP_BY", "UNGROUPED_AGGREGATE"):
+            return False
+        return "linf" in str(node["extra_info"]) or any(map(reads, node["children"]))
+
+    kept = [n for n in plan(con, sql) if n["name"].strip() == "CTE"]
+    return any(reads(n["children"][0]) for n in kept)
+
+
+@pytest.mark.parametrize("body", ["from filters", "from viewed_filters(null, ['folded'])"])
+def test_a_copy_of_the_filters_would_be_noticed(con: duckdb.DuckDBPyConnection, body: str) -> None:
+    select = "select * from a where exists (from a as b where b.out_channel > a.in_channel)"
+    what = "linf" if body == "from filters" else "length"
+    for hint, copied in (("materialized", True), ("not materialized", False)):
+        sql = f"with a as {hint} (select {what}, out_channel, in_channel {body}) {select}"
+        assert copies_filters(con, sql) == copied
+
+
 def test_audits_never_copy_the_filters(con: duckdb.DuckDBPyConnection) -> None:
     """A CTE that DuckDB materialises would write a billion filters to disk."""
     for asked in catalog.list_queries():
-        if "/" in asked.name:
-            row = con.execute(f"explain {asked.sql}").fetchone()
-            assert row is not None
-            assert not any("CTE Name: lengths" in line for line in row[1].splitlines())
+        if asked.name.startswith("audit/") and asked.name != "audit/orthogonality":  # of one layer
+            assert not copies_filters(con, asked.sql), asked.name
+
+
+def test_an_audit_of_one_model_reads_the_filters_of_that_model_alone(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    model = "cifar10-robust-Cedar"
+    con.execute("set variable model_id = ?", [model])
+    for asked in catalog.list_queries():
+        if "model_id" in asked.param_names and asked.name != "audit/orthogonality":  # by its join
+            scans = [
+                n
+                for n in plan(con, asked.sql)
+                if not n["children"] and "linf" in str(n["extra_info"])
+            ]
+            assert scans and all(model in str(n["extra_info"]["Filters"]) for n in scans)
 
 
 def test_the_readme_index_links_every_query() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 import builder
@@ -104,11 +103,6 @@ def print_json(value: Any) -> None:
 def say(text: str) -> None:
     """Words for people, on stderr."""
     progress.console().print(text, markup=False)
-
-
-def terminal_width() -> int:
-    """Columns of the terminal on stdout; 0 where stdout is none."""
-    return Console().width if sys.stdout.isatty() else 0
 
 
 def print_table(names: tuple[str, ...], rows: list[dict[str, Any]], everything: str) -> None:

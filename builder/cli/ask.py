@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from builder.cli.app import (
     Json,
@@ -14,16 +17,24 @@ from builder.cli.app import (
     ReleaseOption,
     app,
     print_json,
+    print_table,
     say,
-    terminal_width,
 )
 from builder.errors import UsageError
 
 
-@app.command()
+class _TakesSql(TyperCommand):
+    """A command whose argument may start with an SQL comment, which is no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f" {a}" if re.match(r"--\s", a) else a for a in args])
+
+
+@app.command(cls=_TakesSql)
 def query(
     name: Annotated[
-        str | None, typer.Argument(help="Name of a query, a .sql file, or - for standard input.")
+        str | None,
+        typer.Argument(help="Name of a query, a .sql file, - for standard input, or SQL itself."),
     ] = None,
     release: ReleaseOption = "out/mini",
     form: Annotated[
@@ -38,11 +49,14 @@ def query(
     """Run one SQL query on a release, on disk or on the Hub.
 
     Example: builder query sparsity_overall --release out/mini --format csv
+    Example: builder query "select network, sparsity from models order by all"
     """
-    from builder.sql.run import answer_query, list_text
+    from builder.sql.catalog import list_queries
+    from builder.sql.run import answer_query
 
     if list_:
-        sys.stdout.write(list_text(terminal_width()))
+        rows = [{"query": q.name, "title": q.title} for q in list_queries()]
+        print_table(("query", "title"), rows, "a wider terminal")
         return
     if name is None:
         raise UsageError("which query?", hint="`builder query --list` names them.")
@@ -52,7 +66,6 @@ def query(
         sys.stdout.buffer,
         form=form,
         params=param or (),
-        width=terminal_width(),
         memory_limit=memory_limit,
     )
     if said:
@@ -61,9 +74,17 @@ def query(
 
 @app.command()
 def findings(
-    release: ReleaseOption = "out/mini", memory_limit: MemoryLimit = None, as_json: Json = False
+    release: ReleaseOption = "out/mini",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also the query, and what the verdict rests on.")
+    ] = False,
+    audits: Annotated[
+        bool, typer.Option("--audits", help="Also the findings that need every filter read.")
+    ] = False,
+    memory_limit: MemoryLimit = None,
+    as_json: Json = False,
 ) -> None:
-    """Every finding: what the paper found, what this release shows, whether it holds.
+    """Every finding: what the paper (or we) found, what this release shows, whether it holds.
 
     Exits with 1 if a finding that applies fails on the paper's own models.
 
@@ -73,13 +94,13 @@ def findings(
 
     from builder.sql import findings as claims
 
-    found = claims.examine(release, memory_limit=memory_limit)
+    found = claims.examine(release, audits=audits, memory_limit=memory_limit)
     if as_json:
         print_json(claims.as_json(found))
     elif sys.stdout.isatty():
-        Console().print(claims.to_table(found))
+        Console(highlight=False).print(claims.to_grid(found, explain=explain))
     else:
-        claims.write_lines(found, sys.stdout)
+        print_table(claims.COLUMNS, [asdict(f) for f in found], "--json")
     say(claims.summary(found))
     raise typer.Exit(claims.exit_code(found))
 

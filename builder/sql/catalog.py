@@ -15,8 +15,13 @@ from pathlib import Path
 from builder.errors import UsageError
 from builder.files import project_file
 
-FIELDS = ("title", "finding", "paper", "expect", "note", "param")
-"""Fields of a header. `param: name, what it means and its default` may come more than once."""
+FIELDS = ("title", "finding", "origin", "paper", "expect", "note", "param")
+"""Fields of a header. `param: name, what it means and its default` may come more than once;
+`origin: ours` marks a finding that is not the paper's."""
+
+
+UNNAMED = "the query"
+"""Name of a query that came as SQL."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Query:
     sql: str
     title: str = ""
     finding: str = ""
+    origin: str = "paper"
     paper: str = ""
     expect: str = ""
     note: str = ""
@@ -84,14 +90,38 @@ def list_findings() -> list[Query]:
     return [q for q in list_queries() if "/" not in q.name]
 
 
+def list_claimed_audits() -> list[Query]:
+    """The audit queries that answer a question of their own, beside checking the tables."""
+    claims = project_file("queries") / "claims"
+    return [q for q in list_queries() if "/" in q.name and (claims / f"{q.name}.sql").exists()]
+
+
+_COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/|\(", re.DOTALL)
+_SQL = re.compile(
+    r"(select|with|from|values|table|describe|desc|summarize|show|pivot|unpivot|explain|call|pragma"
+    r"|insert|update|delete|create|alter|drop|copy|attach|set)\b\s*\S",
+    re.IGNORECASE,
+)
+
+
+def is_sql(text: str) -> bool:
+    """Whether a text is SQL rather than a name: what it starts with, behind comments."""
+    start = 0
+    while skipped := _COMMENT.match(text, start):
+        start = skipped.end()
+    return _SQL.match(text, start) is not None
+
+
 def load(name: str) -> Query:
-    """A query by name, by the path of a file, or from standard input (`-`).
+    """A query by name, by the path of a file, from standard input (`-`), or SQL itself.
 
     Raises:
         UsageError: nothing of that name; the message suggests the nearest ones.
     """
     if name == "-":
-        return parse("-", sys.stdin.read())
+        return parse(UNNAMED, sys.stdin.read())
+    if is_sql(name):
+        return parse(UNNAMED, name)
     known = list_queries()
     for query in known:
         if name in (query.name, query.subject, query.name.rpartition("/")[2]):
@@ -102,7 +132,8 @@ def load(name: str) -> Query:
     near = list(dict.fromkeys(names[n] for n in get_close_matches(name, names, 5, 0.5)))[:3]
     raise UsageError(
         f"no query '{name}'" + (f"; did you mean {', '.join(near)}?" if near else "."),
-        hint="`builder query --list` names them; a file ends in .sql, and - reads standard input.",
+        hint="`builder query --list` names them; a file ends in .sql, - reads standard input, and "
+        "SQL itself starts with select, with or from.",
     )
 
 

@@ -1,8 +1,9 @@
-"""Every finding of the paper: what it found, what a release shows, whether it holds. No torch.
+"""Every finding: what the paper, or we, found, what a release shows, whether it holds. No torch.
 
-A finding is a query (queries/NN_subject.sql). The claim of the same name in queries/claims/ is a
-SELECT over its answer, as the table `answer`, with two columns: `shows`, a text, and `holds`, the
-direction of the finding (null where the release cannot tell). Its header says what the claim
+A finding is a query (queries/NN_subject.sql; `origin: ours` marks those that the paper does not
+have), or an audit of the filters that has a claim. The claim of the same name in queries/claims/
+is a SELECT over its answer, as the table `answer`, with two columns: `shows`, a text, and `holds`,
+the direction of the finding (null where the release cannot tell). Its header says what the claim
 `needs`, and what it is `about`:
 
 - models   facts of the cohort, such as counts and accuracies: meaningful for any weights
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -40,6 +41,17 @@ HOLDS, FAILS, CONTRARY, NOT_APPLICABLE = "holds", "fails", "does not hold", "not
 VERDICTS = (HOLDS, FAILS, CONTRARY, NOT_APPLICABLE)
 """`fails` is for the paper's own models; elsewhere a contrary direction `does not hold`."""
 
+_SIGNS = {
+    HOLDS: ("✓", "green"),
+    FAILS: ("✗", "bold red"),
+    CONTRARY: ("≠", "yellow"),
+    NOT_APPLICABLE: ("·", "dim"),
+}
+"""Verdict -> the sign and the style of its words on a terminal."""
+
+COLUMNS = ("verdict", "query", "origin", "paper", "release", "basis")
+"""What a table of findings shows."""
+
 _NO_TRAINED_WEIGHTS = {"weights": ("seeded",), "build": ("seeded", "published"), "models": ()}
 
 
@@ -49,7 +61,8 @@ class Finding:
 
     Attributes:
         query: name of the query. title: its title.
-        paper: what the paper found. release: what this release shows, null where nothing.
+        origin: `paper`, or `ours`: a finding that the paper does not have.
+        paper: what was found there. release: what this release shows, null where nothing.
         verdict: holds, fails, does not hold, or not applicable.
         basis: what the verdict rests on, or why it is not applicable.
         direction: whether the direction agrees; null where it cannot be told.
@@ -58,6 +71,7 @@ class Finding:
 
     query: str
     title: str
+    origin: str
     paper: str
     release: str | None
     verdict: str
@@ -132,6 +146,7 @@ def _examine(
     return Finding(
         query=asked.name,
         title=asked.title,
+        origin=asked.origin,
         paper=asked.finding,
         release=shows,
         verdict=verdict,
@@ -142,11 +157,14 @@ def _examine(
     )
 
 
-def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
+def examine(
+    release: str, *, audits: bool = False, memory_limit: str | None = None
+) -> list[Finding]:
     """Every finding on a release, in the order of the queries.
 
     Args:
         release: folder or Hub address.
+        audits: also those that read every filter.
         memory_limit: as in `views.open_views`.
 
     Raises:
@@ -156,7 +174,7 @@ def examine(release: str, *, memory_limit: str | None = None) -> list[Finding]:
     opened = open_release(hub.release_address(release))
     with open_views(opened, memory_limit=memory_limit) as con:
         found = []
-        for asked in catalog.list_findings():
+        for asked in catalog.list_findings() + (catalog.list_claimed_audits() if audits else []):
             try:
                 found.append(_examine(con, opened.manifest, asked))
             except duckdb.Error as e:
@@ -180,28 +198,30 @@ def summary(found: list[Finding]) -> str:
     return ", ".join(f"{v}: {counts[v]}" for v in VERDICTS if counts[v])
 
 
-def write_lines(found: list[Finding], out: TextIO) -> None:
-    """One line per finding, fields separated by tabs, below a line of names."""
-    names = ("verdict", "query", "paper", "release", "basis")
-    out.write("\t".join(names) + "\n")
-    for f in found:
-        out.write("\t".join(" ".join(str(getattr(f, n) or "").split()) for n in names) + "\n")
+def to_grid(found: list[Finding], *, explain: bool = False) -> Table:
+    """For a terminal: the verdict in words, beside it the finding and what the release shows.
 
-
-def to_table(found: list[Finding]) -> Table:
-    """A table for a terminal, one row per finding."""
+    Args:
+        explain: also the query, and what the verdict rests on.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    styles = {HOLDS: "green", FAILS: "bold red", CONTRARY: "yellow", NOT_APPLICABLE: "dim"}
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
-    for name in ("", "the paper found", "this release shows", "judged by"):
-        table.add_column(name, overflow="fold")
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
     for f in found:
-        table.add_row(
-            Text(f.verdict, style=styles[f.verdict]),
-            Text(f.paper),
-            Text(f.release or "-"),
-            Text(f.basis),
-        )
-    return table
+        sign, style = _SIGNS[f.verdict]
+        facts = Table.grid(padding=(0, 1, 0, 0))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column()
+        facts.add_row("paper" if f.origin == "paper" else "claim", Text(f.paper))
+        facts.add_row("here", Text(f.release or f"nothing: {f.basis}"))
+        if explain:
+            facts.add_row("judged", Text(f"{f.basis} ({f.query})"))
+        lines = Table.grid()
+        title = Text(f.title, style="bold")
+        lines.add_row(title if f.origin == "paper" else title.append(" (ours)", style="not bold"))
+        lines.add_row(facts)
+        grid.add_row(Text(f"{sign} {f.verdict}", style=style), lines)
+    return grid

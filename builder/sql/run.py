@@ -20,7 +20,7 @@ from builder.release.reader import open_release
 from builder.release.views import explained, first_line, one_select, open_views
 from builder.secrets import redact
 from builder.sql import catalog, render
-from builder.sql.catalog import Query, list_queries
+from builder.sql.catalog import Query
 
 BATCH_ROWS = 65_536
 
@@ -108,18 +108,16 @@ def answer_query(
     *,
     form: str = "table",
     params: Sequence[str] = (),
-    width: int = 0,
     memory_limit: str | None = None,
 ) -> str:
     """Run one query and write its answer; the whole of `builder query`.
 
     Args:
         release: folder or Hub address.
-        name: name of a query, path of a .sql file, or `-`.
+        name: name of a query, path of a .sql file, `-`, or SQL itself.
         out: where the answer goes, e.g. sys.stdout.buffer.
         form: one of `render.FORMATS`.
         params: `k=v` texts.
-        width: columns of the terminal, for the table; 0: no limit.
         memory_limit: e.g. "4GB".
 
     Returns:
@@ -130,8 +128,41 @@ def answer_query(
     query = catalog.load(name)
     given = parse_params(params)
     with open_views(open_release(hub.release_address(release)), memory_limit=memory_limit) as con:
+        _check_model(con, query, given)
         answer = run_query(con, query, given)
-        return render.write(answer.name, answer.schema, answer.batches, form, out, width)
+        first = next(answer.batches, None)
+        said = render.write(answer.name, answer.schema, _again(first, answer.batches), form, out)
+    if first is None:
+        given_words = ", ".join(f"{k}={v}" for k, v in given.items())
+        return f"{query.name}: no row" + (f" matches {given_words}." if given else ".")
+    return said
+
+
+def _again(
+    first: pa.RecordBatch | None, rest: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    if first is not None:
+        yield first
+        yield from rest
+
+
+def _check_model(con: duckdb.DuckDBPyConnection, query: Query, params: Mapping[str, str]) -> None:
+    """Refuse a model_id that the release does not have, where the query's header declares one.
+
+    Raises:
+        UsageError: no such model; the message suggests the nearest ones.
+    """
+    if "model_id" not in params or "model_id" not in query.param_names:
+        return
+    with explained(query.name):
+        known = [name for (name,) in con.execute("select model_id from models").fetchall()]
+    if params["model_id"] not in known:
+        near = get_close_matches(params["model_id"], known, 3, 0.5)
+        raise UsageError(
+            f"no model '{params['model_id']}' in this release"
+            + (f"; did you mean {', '.join(near)}?" if near else "."),
+            hint='`builder query "select model_id from models"` names them.',
+        )
 
 
 def write_answers(release: str, folder: Path) -> None:
@@ -143,9 +174,3 @@ def write_answers(release: str, folder: Path) -> None:
             text = io.BytesIO()
             render.write(answer.name, answer.schema, answer.batches, "csv", text)
             write_atomic(folder / f"{query.name}.csv", text.getvalue())
-
-
-def list_text(width: int = 0) -> str:
-    """Every query and its title, for `--list`."""
-    rows = [[q.name, q.title] for q in list_queries()]
-    return render.text_table(["query", "title"], rows, [False, False], width)[0]

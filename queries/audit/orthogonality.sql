@@ -75,7 +75,8 @@ products as (
 channels as (
     select
         count(*) as n,
-        count_if(norm = 0) as n_zero
+        count_if(norm = 0) as n_zero,
+        bool_and(isfinite(norm)) as finite
     from norms
 ),
 
@@ -91,7 +92,7 @@ select
     l.layer,
     l.weights,
     c.n,
-    if(c.n > 1, 1 - (s.total + c.n_zero) / (c.n * (c.n - 1)), null) as value,
+    if(c.n > 1 and c.finite, 1 - (s.total + c.n_zero) / (c.n * (c.n - 1)), null) as value,
     l.orthogonality as stored,
     value - stored as difference,
     coalesce(abs(difference) <= 1e-6, value is null and stored is null) as within

@@ -2,25 +2,16 @@
 -- finding: Filters whose largest |weight| is at most a hundredth of the layer's, in both views.
 -- expect: equal to layers.n_sparse
 -- param: model_id, one model; default every model
-with largest as (
-    select
-        model_id,
-        layer_index,
-        weights,
-        max(length) as layer_linf
-    from viewed_filters(getvariable('model_id'), ['trained', 'folded'])
-    group by all
-),
-
-counted as (
+with counted as (
     select
         f.model_id,
         f.layer_index,
         f.weights,
         count(*) as n_filters,
-        count(*) filter (where f.length <= g.layer_linf / 100) as n_sparse
+        if(count(s.layer_linf) > 0, count_if(f.length <= s.layer_linf / 100), null) as n_sparse
     from viewed_filters(getvariable('model_id'), ['trained', 'folded']) as f
-    inner join largest as g using (model_id, layer_index, weights)
+    inner join layer_scales(getvariable('model_id'), ['trained', 'folded']) as s
+        using (model_id, layer_index, weights)
     group by all
 )
 
@@ -32,7 +23,7 @@ select
     c.n_sparse,
     l.n_sparse as stored,
     c.n_sparse - l.n_sparse as difference,
-    difference = 0 as within
+    coalesce(difference = 0, c.n_sparse is null and stored is null) as within
 from counted as c
 left join layers as l using (model_id, layer_index, weights)
 order by c.model_id, c.layer_index, c.weights
