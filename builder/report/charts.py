@@ -99,12 +99,12 @@ def _boxes(name: str, metric: str, *, published: bool) -> list[alt.Chart]:
         ]
     return [
         base.mark_rule().encode(y=whisker, y2="whisker_high:Q", color=_KIND),
-        base.mark_bar(fillOpacity=0.8, strokeWidth=1).encode(
+        base.mark_bar(fillOpacity=0.55, strokeWidth=1).encode(
             y=low, y2="q3:Q", color=_KIND, stroke=alt.Stroke("kind:N", legend=None)
         ),
-        base.mark_tick(thickness=2, color="white").encode(y=middle),
-        base.mark_point(filled=True, size=16, shape="diamond", color="white", opacity=1).encode(
-            y=alt.Y("mean:Q", title=title)
+        base.mark_tick(thickness=2.5).encode(y=middle, color=_KIND),
+        base.mark_point(filled=True, size=14, shape="diamond", opacity=1).encode(
+            y=alt.Y("mean:Q", title=title), color=_KIND
         ),
     ]
 
