@@ -13,7 +13,8 @@ from builder import schema
 from builder.cohort.registry import load_cohort
 from builder.paper.published import paper_table
 from builder.paper.reference import model_rows
-from builder.release.manifest import write_manifest
+from builder.release.manifest import FileFacts, read_manifest, write_manifest
+from builder.release.sample import write_filters_sample
 from builder.release.write import table_from_rows, write_table
 
 Rows = list[dict[str, Any]]
@@ -211,11 +212,17 @@ def write_paper_size(root: Path) -> Path:
     return _add_sample(root, pa.concat_tables(parts).unify_dictionaries())
 
 
-def _add_sample(root: Path, table: pa.Table) -> Path:
-    from builder.release.manifest import read_manifest
+def with_sample(root: Path) -> Path:
+    """A release with its sample of filters, as a build ends."""
+    return _listed(root, write_filters_sample(root, "checkpoints"))
 
+
+def _add_sample(root: Path, table: pa.Table) -> Path:
+    return _listed(root, write_table(root / schema.SAMPLE, schema.FILTERS, table, "seeded:0"))
+
+
+def _listed(root: Path, facts: FileFacts) -> Path:
     manifest = read_manifest(root)
-    facts = write_table(root / schema.SAMPLE, schema.FILTERS, table, "seeded:0")
     files = {**manifest["files"], schema.SAMPLE: facts}
     write_manifest(root, {**manifest, "files": files})
     return root

@@ -135,11 +135,17 @@ def depth(
             ),
             *_boxes("boxes", metric, published=False),
             _named("members")
-            .mark_line(color=FOLLOWED, strokeWidth=2, point=False)
+            .mark_line(color=FOLLOWED, strokeWidth=2, aria=False)
             .encode(x=x, xOffset=offset, y=alt.Y("value:Q", title=METRICS[metric]))
             .transform_filter(_FOLLOWS),
             marks.mark_point(
-                filled=True, size=45, color=FOLLOWED, stroke="white", strokeWidth=0.7, opacity=1
+                aria=False,
+                filled=True,
+                size=45,
+                color=FOLLOWED,
+                stroke="white",
+                strokeWidth=0.7,
+                opacity=1,
             ).transform_filter(_FOLLOWS),
         ]
     if overlay:
@@ -227,7 +233,7 @@ def explained(column: str) -> dict[str, Any]:
             .mark_line(point={"size": 35, "filled": True}, strokeWidth=1.8)
             .encode(color=_basis_colour()),
             ours.transform_filter("datum.basis === followed").mark_line(
-                color=FOLLOWED, strokeWidth=2.5, point={"color": FOLLOWED, "size": 45}
+                color=FOLLOWED, strokeWidth=2.5, aria=False, point={"color": FOLLOWED, "size": 45}
             ),
         )
     )
