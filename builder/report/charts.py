@@ -233,7 +233,10 @@ def explained(column: str) -> dict[str, Any]:
             .mark_line(point={"size": 35, "filled": True}, strokeWidth=1.8)
             .encode(color=_basis_colour()),
             ours.transform_filter("datum.basis === followed").mark_line(
-                color=FOLLOWED, strokeWidth=2.5, aria=False, point={"color": FOLLOWED, "size": 45}
+                color=FOLLOWED,
+                strokeWidth=2.5,
+                aria=False,
+                point={"color": FOLLOWED, "size": 45, "aria": False},
             ),
         )
     )
