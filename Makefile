@@ -4,9 +4,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: build test test-all check docs clean
 
-build: .venv/.installed  ## The embedded default: build out/mini from real weights, verify it
+build: .venv/.installed  ## The embedded default: build out/mini from real weights, verify and show it
 	$(BIN)/builder build --cohort mini --out out/mini
 	$(BIN)/builder verify out/mini
+	$(BIN)/builder report out/mini -o out/mini.html
 
 test: .venv/.dev  ## The fast tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -18,7 +19,7 @@ check: .venv/.dev  ## Lint, format, types, SQL, generated documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/sqlfluff lint --disable-progress-bar -q queries
+	$(BIN)/sqlfluff lint --disable-progress-bar -q queries builder/report/sql
 	$(BIN)/python docs/generate.py --check
 
 docs: .venv/.dev  ## Bring the generated parts of README.md up to date
@@ -32,7 +33,7 @@ docs: .venv/.dev  ## Bring the generated parts of README.md up to date
 	touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
-	$(PIP) install -q -c requirements.lock -e '.[build]'
+	$(PIP) install -q -c requirements.lock -e '.[build,report]'
 	touch $@
 
 .venv/.dev: .venv/.installed

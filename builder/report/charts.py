@@ -99,12 +99,12 @@ def _boxes(name: str, metric: str, *, published: bool) -> list[alt.Chart]:
         ]
     return [
         base.mark_rule().encode(y=whisker, y2="whisker_high:Q", color=_KIND),
-        base.mark_bar(fillOpacity=0.8, strokeWidth=1).encode(
+        base.mark_bar(fillOpacity=0.55, strokeWidth=1).encode(
             y=low, y2="q3:Q", color=_KIND, stroke=alt.Stroke("kind:N", legend=None)
         ),
-        base.mark_tick(thickness=2, color="white").encode(y=middle),
-        base.mark_point(filled=True, size=16, shape="diamond", color="white", opacity=1).encode(
-            y=alt.Y("mean:Q", title=title)
+        base.mark_tick(thickness=2.5).encode(y=middle, color=_KIND),
+        base.mark_point(filled=True, size=14, shape="diamond", opacity=1).encode(
+            y=alt.Y("mean:Q", title=title), color=_KIND
         ),
     ]
 
@@ -135,11 +135,17 @@ def depth(
             ),
             *_boxes("boxes", metric, published=False),
             _named("members")
-            .mark_line(color=FOLLOWED, strokeWidth=2, point=False)
+            .mark_line(color=FOLLOWED, strokeWidth=2, aria=False)
             .encode(x=x, xOffset=offset, y=alt.Y("value:Q", title=METRICS[metric]))
             .transform_filter(_FOLLOWS),
             marks.mark_point(
-                filled=True, size=45, color=FOLLOWED, stroke="white", strokeWidth=0.7, opacity=1
+                aria=False,
+                filled=True,
+                size=45,
+                color=FOLLOWED,
+                stroke="white",
+                strokeWidth=0.7,
+                opacity=1,
             ).transform_filter(_FOLLOWS),
         ]
     if overlay:
@@ -227,7 +233,10 @@ def explained(column: str) -> dict[str, Any]:
             .mark_line(point={"size": 35, "filled": True}, strokeWidth=1.8)
             .encode(color=_basis_colour()),
             ours.transform_filter("datum.basis === followed").mark_line(
-                color=FOLLOWED, strokeWidth=2.5, point={"color": FOLLOWED, "size": 45}
+                color=FOLLOWED,
+                strokeWidth=2.5,
+                aria=False,
+                point={"color": FOLLOWED, "size": 45, "aria": False},
             ),
         )
     )

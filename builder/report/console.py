@@ -20,9 +20,9 @@ def _definitions(sql: str, files: str) -> list[str]:
     known: dict[str, str] = {}
     for statement in duckdb.extract_statements(text):
         body = re.sub(r"(?m)^\s*--.*\n?", "", statement.query).strip().rstrip(";")
-        name = re.search(r"create or replace (?:view|macro) (\w+)", body)
-        if name and name[1] != "filters":  # which is one file per model: too much for a browser
-            known[name[1]] = body.replace("getvariable('release') || '", f"'{files}")
+        made = re.search(r"create or replace (?:view|macro) (\w+)", body)
+        if made and made[1] != "filters":  # which is one file per model: too much for a browser
+            known[made[1]] = body.replace("getvariable('release') || '", f"'{files}")
     wanted: dict[str, str] = {}
     waiting = [sql]
     while waiting:

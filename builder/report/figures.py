@@ -74,8 +74,23 @@ def filled(spec: Any, rows: dict[str, Rows]) -> Any:
     return {key: filled(part, rows) for key, part in spec.items()}
 
 
+def _smaller(spec: Any) -> Any:
+    """Marks of the page, for print: a column is a third of a screen."""
+    if isinstance(spec, list):
+        return [_smaller(part) for part in spec]
+    if not isinstance(spec, dict):
+        return spec
+    factors = {"size": 0.35, "strokeWidth": 0.5, "thickness": 0.6}
+    return {
+        key: value * factors[key]
+        if key in factors and isinstance(value, int | float)
+        else _smaller(value)
+        for key, value in spec.items()
+    }
+
+
 def _view(spec: dict[str, Any], rows: dict[str, Rows], height: float, title: str) -> dict[str, Any]:
-    made: dict[str, Any] = filled(spec, rows)
+    made: dict[str, Any] = filled(_smaller(spec), rows)
     made |= {"height": height, "width": WIDTH - 40}
     made.pop("$schema", None)
     made.pop("params", None)  # one for all views of a drawing

@@ -14,18 +14,18 @@ with boxes as (
 )
 
 select
-    dataset,
-    metric,
-    weights,
-    depth_bin,
-    kind,
-    box.n_points as n_points,
-    box.whisker_low as whisker_low,
-    box.q1 as q1,
-    box.median as median,
-    box.q3 as q3,
-    box.whisker_high as whisker_high,
-    box.mean as mean,
-    box.n_outliers as n_outliers
-from boxes
-order by dataset, metric, weights, depth_bin, kind
+    b.dataset,
+    b.metric,
+    b.weights,
+    b.depth_bin,
+    b.kind,
+    b.box.n_points,
+    b.box.whisker_low,
+    b.box.q1,
+    b.box.median,
+    b.box.q3,
+    b.box.whisker_high,
+    b.box.mean,
+    b.box.n_outliers
+from boxes as b
+order by b.dataset, b.metric, b.weights, b.depth_bin, b.kind

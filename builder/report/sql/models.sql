@@ -32,4 +32,4 @@ select
     m.license
 from models as m
 left join pairs as p on m.model_id = p.robust_model_id
-order by m.dataset, m.robust desc, m.model_id
+order by m.dataset asc, m.robust desc, m.model_id asc

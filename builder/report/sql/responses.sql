@@ -8,7 +8,7 @@ select
     f.out_channel,
     row_number() over (
         partition by f.model_id, f.perturbation
-        order by f.response_post desc nulls last, f.layer, f.out_channel
+        order by f.response_post desc nulls last, f.layer asc, f.out_channel asc
     ) as place,
     f.response_pre,
     f.response_post,
