@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rooms import GROUND, ROOMS
 
+import builder.cli.main  # noqa: F401  registers the commands
 from builder import schema
 from builder.cli.app import app, bench
 from builder.sql import catalog

@@ -1,12 +1,18 @@
 """The plan of the paper's cohort: its totals, exactly, without a download."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from conftest import build_toy
 
 from builder import schema
-from builder.cohort.registry import load_cohort
-from builder.network.plan import Plan, make_plan, plan_json
+from builder.cohort.registry import REQUIRED, Cohort, load_cohort
+from builder.errors import BuilderError
+from builder.network.plan import Plan, make_plan, plan_json, plan_network
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +78,120 @@ def test_known_depths_and_foldings(
     assert max(c.conv_depth for c in p.convs) == deepest
     if folding:
         assert (sum(c.bn_layer is not None for c in p.convs), len(p.convs)) == folding
+
+
+NETS = """
+import sys
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, width, 3), nn.Linear(width, 10)
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+class Lazy(Net):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3)
+class Own(BaseException): pass
+class Raises(Net):
+    def forward(self, x): raise Own("no")
+class Looks(Net):
+    def forward(self, x):
+        assert torch.isfinite(x).all().item()
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+class Computes(Net):
+    def __init__(self): super().__init__(int(torch.arange(5).max()))
+def exits(): sys.exit("no licence")
+def own(): raise Own("of my own")
+def wide(): return Net(40_000)
+def scripted():
+    print("| scripted")
+    return torch.jit.script(Net())
+"""
+BAD = {
+    "Lazy": "leaves the shape of conv.weight, conv.bias to the first image",
+    "Raises": "tracing Raises failed on a 32x32 image: Own: no.",
+    "exits": "failed: SystemExit: it ended the program (no licence).",
+    "own": "failed: Own: of my own.",
+    "wide": "layer conv of nets_of_plan:wide has 40,000 channels; expected at most 32,767",
+    "missing": "unknown name in nets_of_plan 'missing'",
+}
+GOOD = ("Net", "Looks", "Computes", "scripted")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cohort of networks of which some cannot be planned."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets_of_plan", raising=False)
+    Path("nets_of_plan.py").write_text(NETS)
+    lines = [f"{n},cifar10,true,Toy,nets_of_plan:{n},none.pt" for n in (*BAD, *GOOD)]
+    Path("mixed.csv").write_text("\n".join([",".join(REQUIRED), *lines]) + "\n")
+    return tmp_path / "mixed.csv"
+
+
+def test_one_bad_network_does_not_end_the_plan_of_the_others(mixed: Path):
+    plan = make_plan(load_cohort(str(mixed)), lambda *progress: None)
+    assert [p.spec.network for p in plan.models] == list(GOOD)
+    for name, reason in BAD.items():
+        assert reason in str(plan.failures.pop(f"cifar10-robust-{name}"))
+    assert not plan.failures
+
+
+def test_one_bad_network_does_not_end_the_build_of_the_others(mixed: Path):
+    outcome = build_toy(mixed, mixed.parent / "out")
+    assert outcome.failures.keys() == {f"cifar10-robust-{n}" for n in BAD}
+    built = {p.stem for p in (mixed.parent / "out").rglob("cifar10-*.parquet")}
+    assert built == {f"cifar10-robust-{n}" for n in GOOD}
+
+
+def test_the_plan_on_stdout_is_json_whatever_the_networks_print_and_fails_with_their_reasons(
+    mixed: Path,
+):
+    command = [sys.executable, "-m", "builder", "plan", "--cohort", "mixed.csv", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=mixed.parent)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    found = json.loads(done.stdout)
+    assert {m["network"] for m in found["models"]} == set(GOOD)
+    assert {f["model_id"] for f in found["failures"]} == {f"cifar10-robust-{n}" for n in BAD}
+    assert "| scripted" in done.stderr
+    assert "failed: cifar10-robust-own: constructor 'nets_of_plan:own' failed: Own" in done.stderr
+
+
+def test_a_wrong_address_does_not_fail_the_models_that_share_its_network():
+    good = load_cohort("mini").models[0]
+    wrong = replace(good, network="wrong", checkpoint="nowhere://x")
+    plan = make_plan(Cohort("own", (wrong, good)), lambda *progress: None)
+    assert [p.spec for p in plan.models] == [good]
+    assert plan.failures.keys() == {wrong.model_id}
+
+
+@pytest.mark.parametrize(
+    ("constructor", "dataset", "size"),
+    [
+        ("builder.networks:preact_resnet18_w16", "cifar10", 32),
+        ("torchvision:resnet18", "cifar10", 32),
+        ("torchvision:resnet18", "imagenet", 224),
+        ("torchvision:inception_v3", "imagenet", 299),
+        ("torchvision:regnet_y_400mf", "imagenet", 224),
+        ("timm:resnet18", "cifar10", 32),
+        ("timm:botnet26t_256", "imagenet", 256),
+        ("timm:botnet26t_256", "cifar10", 256),
+        ("timm:efficientvit_b0", "imagenet", 224),
+    ],
+)
+def test_networks_that_compute_and_networks_of_another_image_size_are_planned(
+    constructor: str, dataset: str, size: int
+):
+    network = plan_network(constructor, dataset)
+    assert network.image_size == size
+    assert network.n_params > 100_000 and any(c.is_3x3 for c in network.convs)
+
+
+def test_a_network_without_3x3_filters_is_told_so():
+    with pytest.raises(BuilderError, match="timm:mixer_b16_224 runs no 3x3 convolution"):
+        plan_network("timm:mixer_b16_224", "imagenet")

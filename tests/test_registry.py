@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import write_cohort
 
-from builder.cohort.registry import ModelSpec, load_cohort
+from builder.cohort.registry import Cohort, ModelSpec, load_cohort, questions
 from builder.errors import UsageError
 
 PAPER = load_cohort("paper")
@@ -141,3 +141,95 @@ def test_an_empty_csv_and_a_binary_file_are_one_message(tmp_path: Path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot read"):
         load_cohort(str(path))
+
+
+def with_columns(tmp_path: Path, **columns: str) -> Path:
+    """A cohort whose first model has these columns besides."""
+    path = write_cohort(tmp_path / "c.csv")
+    header, first, *rest = path.read_text().splitlines()
+    lines = [f"{header},{','.join(columns)}", f"{first},{','.join(columns.values())}"]
+    path.write_text("\n".join([*lines, *(r + "," * len(columns) for r in rest)]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("threat_model", "eps", "recorded", "radius"),
+    [
+        ("Linf", "8", "8/255", 8 / 255),
+        ("linf", "8.0", "8/255", 8 / 255),
+        ("L_inf", "1", "1/255", 1 / 255),
+        ("LINF", "8 / 255", "8/255", 8 / 255),
+        ("l-infinity", "0.031", "0.031", 0.031),
+        ("Linf", "3.1e-2", "3.1e-2", 0.031),
+        ("Linf", "0.5/255", "0.5/255", 0.5 / 255),
+        ("", "8/255", "8/255", 8 / 255),
+        ("", "16", "16/255", 16 / 255),
+        ("l2", "0.5", "0.5", 8 / 255),
+        ("L_2", "3", "3", 8 / 255),
+    ],
+)
+def test_an_eps_is_measured_as_it_is_recorded_whatever_its_spelling(
+    tmp_path: Path, threat_model: str, eps: str, recorded: str, radius: float
+):
+    cohort = load_cohort(str(with_columns(tmp_path, threat_model=threat_model, eps=eps)))
+    assert cohort.models[0].eps == recorded
+    assert cohort.models[0].eps_value == pytest.approx(radius, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "recorded"),
+    [
+        *(("linf", "Linf"), ("L_inf", "Linf"), ("L∞", "Linf"), ("l2", "L2"), ("L-2", "L2")),
+        *(("Corruptions", "corruptions"), ("common corruptions", "corruptions")),
+        ("patch", "patch"),
+    ],
+)
+def test_threat_models_are_recorded_in_one_spelling(tmp_path: Path, spelled: str, recorded: str):
+    cohort = load_cohort(str(with_columns(tmp_path, threat_model=spelled)))
+    assert cohort.models[0].threat_model == recorded
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[
+            ("eps", e)
+            for e in ("1e400", "1e99", "nan", "inf", "-8/255", "0", "8/0", "8/255/2", "½")
+        ],
+        *[("eps", e) for e in ("8.5", "300", "16/8", "8px")],
+        *[("clean_acc", a) for a in ("nan", "inf", "1e400", "-1", "101", "9_3", "93/0", "high")],
+        *[("autoattack_acc", a) for a in ("nan", "100.5")],
+    ],
+)
+def test_impossible_numbers_are_refused(tmp_path: Path, column: str, value: str):
+    with pytest.raises(UsageError, match=f"row 2: column '{column}' is '{value}': expected"):
+        load_cohort(str(with_columns(tmp_path, **{column: value})))
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked"),
+    [
+        ({"clean_acc": "0.93"}, "clean_acc is 0.93 percent; did you mean 93?"),
+        ({"autoattack_acc": "0.61"}, "autoattack_acc is 0.61 percent; did you mean 61?"),
+        ({"clean_acc": "80", "autoattack_acc": "81"}, "autoattack_acc 81.0 exceeds clean_acc 80.0"),
+        ({"eps": "8/255"}, "eps 8/255 has no threat_model; it is read as Linf"),
+        ({"threat_model": "Linf", "eps": "0.5"}, "a Linf radius of 0.5"),
+        ({"threat_model": "patch", "eps": "5"}, "threat_model is 'patch'"),
+        ({"threat_model": "L2", "eps": "0.5", "clean_acc": "93%", "autoattack_acc": "61"}, None),
+        ({"threat_model": "Linf", "eps": "8", "clean_acc": "93 %", "autoattack_acc": "0"}, None),
+    ],
+)
+def test_what_is_odd_is_asked_and_what_is_not_is_not(
+    tmp_path: Path, columns: dict[str, str], asked: str | None
+):
+    said = questions(load_cohort(str(with_columns(tmp_path, **columns))))
+    assert len(said) == (asked is not None)
+    assert all(s.startswith("cifar10-robust-alpha: ") and asked in s for s in said)
+
+
+def test_the_shipped_cohorts_raise_no_question_and_keep_their_digests():
+    mini = load_cohort("mini")
+    assert questions(PAPER) == questions(mini) == []
+    assert PAPER.digest.startswith("82e31113827934b5")
+    standard = [ModelSpec("n", "cifar10", False, "A", "c", "x", clean_acc=90, autoattack_acc=0.2)]
+    assert questions(Cohort("own", tuple(standard))) == []

@@ -124,6 +124,10 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
                 return Outcome(len(selected.models), {}, manifest["problems"], already_there=True)
             plan = make_plan(selected, report)
             planned = list(plan.models)
+            if plan.failures and (
+                not planned or (options.fresh and (out / schema.MANIFEST).exists())
+            ):
+                return Outcome(len(selected.models), plan.failures, [])  # what is there stays
             workspace.begin(made_of, options.fresh)
             failures = plan.failures | _build_models(workspace, planned, options, device, report)
             if failures:

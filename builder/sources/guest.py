@@ -81,12 +81,11 @@ def guest() -> Iterator[None]:
 def prints_to_stderr() -> Iterator[None]:
     """Stdout is for data: what Python, a library in C or a child prints within goes to stderr."""
     stdout = sys.stdout
-    stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # closed: nothing can reach it
+    if stdout is None:  # closed: its number may be that of another file
         yield
         return
+    stdout.flush()
+    kept = os.dup(1)
     try:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
