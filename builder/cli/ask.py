@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from builder.cli.app import (
+    ASK,
     Json,
     MemoryLimit,
     ReleaseOption,
@@ -20,7 +21,7 @@ from builder.cli.app import (
 from builder.errors import UsageError
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def query(
     name: Annotated[
         str | None, typer.Argument(help="Name of a query, a .sql file, or - for standard input.")
@@ -59,7 +60,7 @@ def query(
         say(said)
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def findings(
     release: ReleaseOption = "out/mini", memory_limit: MemoryLimit = None, as_json: Json = False
 ) -> None:
@@ -84,7 +85,7 @@ def findings(
     raise typer.Exit(claims.exit_code(found))
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def reference(
     out: Annotated[Path, typer.Argument(help="Folder to make; it must not exist or be empty.")],
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,14 @@ import typer
 
 from builder import progress
 from builder.cli.app import (
+    MAKE,
     CohortOption,
     Device,
     Json,
     Models,
     Quiet,
     app,
+    debugging,
     print_json,
     print_table,
     say,
@@ -24,7 +27,7 @@ from builder.cli.app import (
 from builder.errors import EXIT_FAILURE, EXIT_NETWORK
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def plan(
     cohort: CohortOption = "mini",
     models: Models = None,
@@ -74,8 +77,9 @@ def plan(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def build(
+    ctx: typer.Context,
     cohort: CohortOption = "mini",
     out: Annotated[
         Path | None, typer.Option("--out", help="Release folder; default out/COHORT.")
@@ -129,6 +133,8 @@ def build(
     with progress.show(quiet) as report:
         outcome = build(chosen, root, options, report)
     for model_id, error in outcome.failures.items():
+        if debugging(ctx):
+            traceback.print_exception(error)
         say(f"failed: {model_id}: {error}" + (f"\n  {error.hint}" if error.hint else ""))
     for problem in outcome.problems:
         say(f"problem: {problem}")
@@ -164,7 +170,7 @@ def _summary(root: Path, already_there: bool) -> None:
         say(f"next: builder verify {root}   builder findings --release {root}")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def train(
     target: Annotated[
         str,
