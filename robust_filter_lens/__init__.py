@@ -11,14 +11,18 @@
     >>> measured.summary, measured.layers, measured.compare()
 
 The code behind these names lies in the folder `builder`, and is imported when a name is first used.
-Another package on PyPI, `builder-tool`, installs a folder of that name, too; where it has taken the
-place of ours, this module still imports, and says so when one of its names is asked for.
+Another package on PyPI, `builder-tool`, installs a folder and a command of that name, too. Where
+its files have taken the place of ours, this still works: `import robust_filter_lens`,
+`__version__`, `dir()` and `help()`. Any other name raises an ImportError that says what is wrong,
+and so does the command `robust-filter-lens`. Installed after `builder-tool`, everything of ours
+works, and nothing of theirs.
 """
 
 from __future__ import annotations
 
 import importlib
 from importlib import metadata
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,19 +70,33 @@ _HOME = {
 """Where each public name lives."""
 
 
+def _import(module: str) -> ModuleType:
+    """A module of our folder `builder`.
+
+    Raises:
+        ImportError: that folder is not there, or another package's.
+    """
+    try:
+        import builder
+
+        found = getattr(builder, "__distribution__", None)
+        where = builder.__file__ or f"the remains of one in {list(builder.__path__)}"
+    except Exception as e:  # another package's code: whatever that raises
+        found, where = None, f"one that does not import ({e})"
+    if found != "robust-filter-lens":
+        raise ImportError(
+            f"robust_filter_lens needs the folder `builder` that it was installed with, and finds "
+            f"{where}: another package (builder-tool?) was installed over it. Give each an "
+            "environment of its own, and run: pip install --force-reinstall robust-filter-lens"
+        )
+    return importlib.import_module(module)
+
+
 def __getattr__(name: str) -> Any:
     """A public name, imported on first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import builder
-
-    if getattr(builder, "__distribution__", None) != "robust-filter-lens":
-        raise ImportError(
-            f"{__name__}.{name} needs the folder `builder` of robust-filter-lens, but "
-            f"{builder.__file__} belongs to another package (builder-tool?). Install the two in "
-            "environments of their own, then reinstall robust-filter-lens."
-        )
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(_import(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import write_cohort
 
-import builder.cli.main  # noqa: F401  registers the commands
-from builder.cli.app import app, bench
+import builder.cli.main  # registers the commands
+from builder.cli.app import PANELS, app, bench
 
 TESTS = Path(__file__).parent
 
@@ -36,6 +37,16 @@ def test_every_command_has_help_with_an_example(command: tuple[str, ...]):
     done = run(*command, "--help")
     assert done.returncode == 0, done.stderr
     assert "Example: builder" in done.stdout
+
+
+def test_the_help_groups_the_commands_in_the_order_of_the_flow():
+    text = run("--help").stdout
+    titles = [p for line in text.splitlines() for p in (*PANELS, "Commands") if f"─ {p} ─" in line]
+    assert titles == list(PANELS)  # and none in a panel of no name
+    names = re.findall(r"^│ ([a-z]+) ", text, flags=re.M)
+    assert names == ["plan", "build", "train", "verify", "diff", "query", "findings", "reference",
+                     "record", "publish", "export", "bench"]  # fmt: skip
+    assert "Exit codes: 0 good, 1 findings or failures, 2 wrong usage, 4 network" in text
 
 
 def test_plan_prints_one_json_object_with_tables_named_as_documented(toy_cohort: Path):
@@ -214,6 +225,52 @@ def test_a_file_that_cannot_be_written_is_one_message(
     assert done.stderr.startswith("error: ") and said in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert list(folder.iterdir()) == []
+
+
+FAULT = """
+import sys
+from builder.cli.main import main
+from builder.sql import catalog
+def load(name):
+    raise {}
+catalog.load = load
+sys.argv = ["builder", *sys.argv[1:], "query", "any"]
+main()
+"""
+
+
+def at_fault(raised: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`builder query` with an error planted in it."""
+    command = [sys.executable, "-c", FAULT.format(raised), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    ["KeyError('oops')", "AssertionError('oops')", "ImportError('oops')"],
+)
+def test_a_fault_of_ours_is_owned_without_a_traceback(raised: str):
+    done = at_fault(raised)
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"a fault of builder {builder.__version__}, not of yours" in done.stderr
+    assert raised.partition("(")[0] in done.stderr and "oops" in done.stderr
+    assert "--debug" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("raised", ["KeyError('oops')", "OSError(13, 'oops', 'file')"])
+def test_debug_shows_the_traceback_of_a_fault_and_of_a_mistake(raised: str):
+    done = at_fault(raised, "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "in load" in done.stderr
+    assert "error: " in done.stderr.splitlines()[-1] or "--debug" in done.stderr.splitlines()[-1]
+
+
+def test_debug_shows_the_traceback_of_a_model_that_failed(tmp_path: Path):
+    cohort = write_cohort(tmp_path / "c.csv", {"cifar10-robust-alpha": tmp_path / "none.pt"})
+    for options, shown in ((["--debug"], True), ([], False)):
+        done = run(*options, "build", "--cohort", cohort, "--out", tmp_path / "out")
+        assert ("Traceback" in done.stderr) == shown, done.stderr
+        assert "failed: cifar10-robust-alpha" in done.stderr
 
 
 INTERRUPTED = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +17,31 @@ from builder import __version__, progress
 from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError, UsageError
 from builder.tables import write_rows
 
+PANELS = ("Make", "Measure your own", "Check", "Ask", "Look", "Share", "Benchmarks")
+MAKE, OWN, CHECK, ASK, LOOK, SHARE, BENCHMARKS = PANELS
+"""Panels of `builder --help`, in the order of the flow."""
+
 
 class Commands(TyperGroup):
     """Commands that end in the words and codes of this project, where typer has its own or none."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        def place(name: str) -> int:
+            panel = getattr(self.commands[name], "rich_help_panel", "")
+            return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+        return sorted(super().list_commands(ctx), key=place)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             try:
                 return super().invoke(ctx)
+            except (typer.Exit, typer.Abort):
+                raise
+            except BaseException:
+                if debugging(ctx):
+                    traceback.print_exc()
+                raise
             finally:
                 _flush()
         except (KeyboardInterrupt, RuntimeError) as e:
@@ -48,16 +66,22 @@ def _flush() -> None:
         raise
 
 
+def debugging(ctx: Any) -> bool:
+    """Whether the command was started with --debug."""
+    return bool(ctx.find_root().params.get("debug"))
+
+
 app = typer.Typer(
     name="builder",
     cls=Commands,
     help="Every 3x3 filter of robust and standard CNNs: build, verify, query, publish.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 good, 1 findings or failures, 2 wrong usage, 4 network, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench = typer.Typer(help="Benchmarks. Quote ratios of one run: machines are noisy.")
-app.add_typer(bench, name="bench")
+app.add_typer(bench, name="bench", rich_help_panel=BENCHMARKS)
 
 
 def _a_folder(release: Path) -> Path:
@@ -126,6 +150,9 @@ def _version(show: bool) -> None:
 def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of whatever goes wrong.")
     ] = False,
 ) -> None:
     pass

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from builder.cli.app import (
+    ASK,
     Json,
     MemoryLimit,
     ReleaseOption,
@@ -30,7 +31,7 @@ class _TakesSql(TyperCommand):
         return super().parse_args(ctx, [f" {a}" if re.match(r"--\s", a) else a for a in args])
 
 
-@app.command(cls=_TakesSql)
+@app.command(cls=_TakesSql, rich_help_panel=ASK)
 def query(
     name: Annotated[
         str | None,
@@ -72,7 +73,7 @@ def query(
         say(said)
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def findings(
     release: ReleaseOption = "out/mini",
     explain: Annotated[
@@ -105,7 +106,7 @@ def findings(
     raise typer.Exit(claims.exit_code(found))
 
 
-@app.command()
+@app.command(rich_help_panel=ASK)
 def reference(
     out: Annotated[Path, typer.Argument(help="Folder to make; it must not exist or be empty.")],
 ) -> None:

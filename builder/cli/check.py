@@ -10,6 +10,7 @@ import typer
 
 from builder import progress
 from builder.cli.app import (
+    CHECK,
     Address,
     Json,
     Quiet,
@@ -21,7 +22,7 @@ from builder.cli.app import (
 from builder.errors import EXIT_FAILURE
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def verify(
     release: Release,
     full: Annotated[
@@ -49,7 +50,7 @@ def verify(
         raise typer.Exit(EXIT_FAILURE)
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def diff(a: Address, b: Address, as_json: Json = False) -> None:
     """What changed from release A to release B, and which version that calls for.
 

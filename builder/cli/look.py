@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from builder.cli.app import Address, MemoryLimit, app, say
+from builder.cli.app import LOOK, Address, MemoryLimit, app, say
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     release: Address,
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path(
@@ -34,7 +34,7 @@ def report(
     say(f"{n / 1e6:.1f} MB; open it in a browser.")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def figures(
     release: Address,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")] = Path(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +13,14 @@ import typer
 
 from builder import progress
 from builder.cli.app import (
+    MAKE,
     CohortOption,
     Device,
     Json,
     Models,
     Quiet,
     app,
+    debugging,
     print_json,
     print_table,
     say,
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
     from builder.cohort.registry import Cohort
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def plan(
+    ctx: typer.Context,
     cohort: CohortOption = "mini",
     models: Models = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every 3x3 layer, too.")] = False,
@@ -48,7 +52,7 @@ def plan(
         print_json(result)
     else:
         _print_plan(result, layers)
-    _say_failures(found.failures)
+    _say_failures(found.failures, debugging(ctx))
     if found.failures:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -90,8 +94,9 @@ def _chosen(cohort: str) -> Cohort:
     return chosen
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def build(
+    ctx: typer.Context,
     cohort: CohortOption = "mini",
     out: Annotated[
         Path | None, typer.Option("--out", help="Release folder; default out/COHORT.")
@@ -143,7 +148,7 @@ def build(
     )
     with progress.show(quiet) as report:
         outcome = build(chosen, root, options, report)
-    _say_failures(outcome.failures)
+    _say_failures(outcome.failures, debugging(ctx))
     for problem in outcome.problems:
         say(f"problem: {problem}")
     if outcome.failures:
@@ -160,8 +165,10 @@ def build(
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _say_failures(failures: Mapping[str, BuilderError]) -> None:
+def _say_failures(failures: Mapping[str, BuilderError], debug: bool) -> None:
     """Every failed model by name, and each reason once, however many models share it."""
+    for error in failures.values() if debug else ():
+        traceback.print_exception(error)
     models: dict[tuple[str, str], list[str]] = {}
     for model_id, error in failures.items():
         reason = str(error).removeprefix(f"{model_id}: ")
@@ -188,7 +195,7 @@ def _summary(root: Path, already_there: bool) -> None:
         say(f"next: builder verify {root}   builder findings --release {root}")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def train(
     target: Annotated[
         str,

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from builder import progress
-from builder.cli.app import Json, Quiet, app, print_json, print_table, say
+from builder.cli.app import OWN, Json, Quiet, app, print_json, print_table, say
 from builder.errors import UsageError
 
 
-@app.command()
+@app.command(rich_help_panel=OWN)
 def measure(
     target: Annotated[
         str | None,

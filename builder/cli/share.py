@@ -11,6 +11,7 @@ import typer
 
 from builder import progress
 from builder.cli.app import (
+    SHARE,
     Address,
     Json,
     Quiet,
@@ -22,7 +23,7 @@ from builder.cli.app import (
 from builder.errors import UsageError
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def record(
     release: Release,
     folder: Annotated[Path, typer.Option(help="Where versions are kept.")] = Path("release"),
@@ -36,7 +37,7 @@ def record(
     say(f"{record(release, folder)}: manifest.json, answers/, NOTES.md")
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def publish(
     release: Release,
     repo_id: Annotated[str, typer.Option("--repo-id", help="ORG/NAME on the Hub.")],
@@ -84,7 +85,7 @@ def publish(
         say(f"{done.repo_id} {done.tag or '(pull request)'}: {done.sent_files} files sent")
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def export(
     release: Address,
     model_id: Annotated[
