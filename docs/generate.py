@@ -12,7 +12,7 @@ from rooms import GROUND, ROOMS
 
 import builder.cli.main  # noqa: F401  registers the commands
 from builder import schema
-from builder.cli.app import app, bench
+from builder.cli.app import PANELS, app, bench
 from builder.sql import catalog
 from builder.training.members import read_recipes, zoo_folder
 
@@ -27,7 +27,9 @@ def _first_line(text: str | None) -> str:
 def commands() -> str:
     """Every command, its first line and its example."""
     lines = ["| command | does | example |", "|---|---|---|"]
-    found = [("", command) for command in app.registered_commands]
+    panels = {name: i for i, name in enumerate(PANELS)}
+    commands = sorted(app.registered_commands, key=lambda c: panels[c.rich_help_panel])
+    found = [("", command) for command in commands]
     found += [("bench ", command) for command in bench.registered_commands]
     for group, command in found:
         assert command.callback is not None
