@@ -101,7 +101,7 @@ def require() -> None:
             hint="pip install 'robust-filter-lens[hub]'",
         ) from None
     if "HF_HUB_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def api(token: str | None = None) -> HfApi:
