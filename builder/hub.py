@@ -89,14 +89,19 @@ def parse(text: str, revision: str | None = None) -> Place:
 
 
 def require() -> None:
-    """Fail with one clear message where the `hub` extra is not installed."""
+    """Fail with one clear message where the `hub` extra is not installed.
+
+    The client's own words on attempts that it repeats are left out, unless HF_HUB_VERBOSITY asks.
+    """
     try:
-        import huggingface_hub  # noqa: F401
+        from huggingface_hub.utils import logging
     except ImportError:
         raise UsageError(
             "this needs huggingface_hub, which is not installed.",
             hint="pip install 'robust-filter-lens[hub]'",
         ) from None
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def api(token: str | None = None) -> HfApi:
