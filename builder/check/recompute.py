@@ -33,7 +33,7 @@ TOLERANCE = 1e-6
 _METRICS = tuple(
     column.name
     for column in schema.LAYERS.columns
-    if column.nullable and column not in schema.LAYER_GRAPH
+    if column.nullable and column not in schema.LAYER_GRAPH and column.name != "reparametrized"
 )
 
 
