@@ -11,7 +11,7 @@ MAX_BYTES = 128 << 20
 """Largest pickle that is read. That of a 1 GB checkpoint has about 0.1 MB, but arrays of NumPy
 beside the weights are part of it."""
 MAX_OPCODES = 4_000_000
-"""Most instructions one pickle may hold: bounds its memory to less than a GB."""
+"""Most instructions one pickle may hold: bounds its memory to about a GB."""
 MAX_DEPTH = 100
 """Most levels of tuples in tuples (hashing one hashes what is in it: many more would overflow the C
 stack), and of modules in modules."""
