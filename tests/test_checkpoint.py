@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import tarfile
 import types
@@ -350,7 +351,6 @@ def test_nothing_a_pickle_reaches_can_be_altered_by_it() -> None:
         (b"\x80\x02]r\xff\xff\xff\x7f.", "memo"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "damaged or truncated"),
         (b"\x80\x05\x97.", "damaged"),
-        (b"\x80\x02" + b"]" * (unpickle.MAX_OPCODES + 1) + b".", "more than 4,000,000"),
         (b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.", "nests more than 100 tuples"),
         (b"\x80\x02K\x01K\x02R.", "damaged"),
         (b"\x80\x02Qabc.", "damaged"),
@@ -360,6 +360,14 @@ def test_nothing_a_pickle_reaches_can_be_altered_by_it() -> None:
 def test_pickles_that_harm_the_reader_are_refused(data: bytes, why: str) -> None:
     with pytest.raises(Malformed, match=why):
         unpickle.load(data, "x", lambda pid: pid)
+
+
+def test_a_pickle_with_more_instructions_than_memory_allows_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("builder.sources.instructions.MAX_OPCODES", 1000)
+    with pytest.raises(Malformed, match="more than 1,000 instructions"):
+        unpickle.load(b"\x80\x02" + b"]" * 1001 + b".", "x", lambda pid: pid)
 
 
 def rebuild(
@@ -533,3 +541,300 @@ def test_a_folder_or_no_file_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     with pytest.raises(BuilderError, match="No such file"):
         read_checkpoint(tmp_path / "missing.pt")
+
+
+# What people have that used to be refused
+
+
+def pickled_with(module: str, name: str, then: bytes = b"0") -> bytes:
+    """Weights beside a global of any name: what a foreign pickle module writes for it."""
+    data = pickle.dumps({"epoch": 3}, protocol=2)
+    return data[:2] + f"c{module}\n{name}\n".encode() + then + data[2:]
+
+
+HARMLESS = [
+    ("dill._dill", "_create_function"),
+    ("dill._dill", "_create_type"),
+    ("dill._dill", "_import_module"),
+    ("dill.dill", "_load_type"),
+    ("dill._shims", "_delattr"),
+    ("dill", "_dill"),
+    ("__builtin__", "__main__"),
+    ("__builtin__", "setattr"),
+    ("builtins", "__dict__"),
+    ("__main__", "__dict__"),
+    ("cloudpickle.cloudpickle", "_make_function"),
+    ("cloudpickle.cloudpickle", "subimport"),
+    ("code.models", "Net"),
+    ("code", "models.Net"),
+    ("trace.resnet", "ResNet18"),
+    ("site.nets", "Wide"),
+    ("profile.model", "Net"),
+    ("trace", "ResNet"),
+]
+HOSTILE = [
+    ("dill", "loads"),
+    ("dill", "load_session"),
+    ("dill._dill", "loads"),
+    ("dill._dill", "Unpickler"),
+    ("dill.temp", "loadIO"),
+    ("cloudpickle", "loads"),
+    ("cloudpickle.cloudpickle", "pickle.loads"),
+    ("code", "interact"),
+    ("code", "InteractiveConsole"),
+    ("code", "sys.modules"),
+    ("trace", "Trace"),
+    ("profile", "run"),
+    ("site", "addsitedir"),
+    ("pdb", "Pdb"),
+    ("shutil", "rmtree"),
+    ("socket", "create_connection"),
+    ("marshal", "loads"),
+    ("os", "__dict__"),
+    ("numpy", "__class__.__dict__"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), HARMLESS)
+def test_names_that_honest_files_hold_are_stubs_and_lead_nowhere(module: str, name: str) -> None:
+    found, _ = unpickle.load(pickled_with(module, name), "x", lambda pid: pid)
+    assert found == {"epoch": 3}
+    called, _ = unpickle.load(
+        b"\x80\x02" + f"c{module}\n{name}\n".encode() + b"(K\x01K\x02tR.", "x", lambda pid: pid
+    )
+    inert = called if isinstance(called, type) else type(called)
+    assert issubclass(inert, unpickle.Inert)
+
+
+@pytest.mark.parametrize(("module", "name"), HOSTILE)
+def test_names_beside_them_that_run_code_stay_refused(module: str, name: str) -> None:
+    with pytest.raises(BuilderError, match="can run code"):
+        unpickle.load(pickled_with(module, name), "x", lambda pid: pid)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_dill_pickled_checkpoint_is_read_and_nothing_of_it_runs(
+    tmp_path: Path, legacy: bool
+) -> None:
+    pytest.importorskip("dill")
+    mark = tmp_path / "marker"
+    source = f"""
+import collections, dill, enum, torch
+class Config:
+    class Inner: pass
+    def __init__(self): self.inner = Config.Inner()
+    def __setstate__(self, state): open({str(mark)!r}, "w").close()
+class Mode(enum.Enum): A = 1
+Pair = collections.namedtuple("Pair", "a b")
+def scale(x): return (lambda y: torch.sin(y) * x)
+torch.save({{
+    "state_dict": {{"w": torch.arange(3.0)}},
+    "args": [Config(), Config, Mode.A, Pair(1, 2), scale(3), float, Config().__init__],
+    "schedule": {{"lr_lambdas": [lambda t: 0.1 ** (t // 50)]}},
+}}, {str(tmp_path / "w.pt")!r}, pickle_module=dill, _use_new_zipfile_serialization={not legacy})
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", source], check=True)
+    found = read_checkpoint(tmp_path / "w.pt")
+    assert torch.equal(found.load(found.tree["state_dict"]["w"]), torch.arange(3.0))
+    assert not mark.exists()
+
+
+def test_a_hidden_method_of_a_dictionary_harms_nobody(tmp_path: Path, foreign: Any) -> None:
+    """BUILD gives an OrderedDict attributes, as torch does with `_metadata`."""
+
+    class Hides:
+        def __init__(self, kind: type) -> None:
+            self.kind = kind
+
+        def __reduce__(self) -> Any:
+            hidden = dict.fromkeys(("values", "items", "keys", "get", "is_module"), 3)
+            return self.kind, (), hidden, None, iter([("w", torch.ones(2))])
+
+    for kind in (OrderedDict, foreign.Hyper):
+        path = save({"state_dict": Hides(kind)}, tmp_path / "w.pt")
+        found = read_checkpoint(path)
+        assert torch.equal(found.load(found.tree["state_dict"]["w"]), torch.ones(2))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "log",
+    [
+        [(i, 0.1 * i, 0.2) for i in range(60_000)],
+        [{"step": i, "pair": ((i, i), "train")} for i in range(20_000)],
+    ],
+)
+def test_a_long_training_log_beside_the_weights_is_read(
+    tmp_path: Path, log: Any, legacy: bool
+) -> None:
+    found = read_checkpoint(save({"w": torch.ones(2), "log": log}, tmp_path / "w", legacy=legacy))
+    assert torch.equal(found.load(found.tree["w"]), torch.ones(2))
+
+
+def test_a_large_array_beside_the_weights_is_read(tmp_path: Path) -> None:
+    import numpy as np
+
+    array = np.random.default_rng(0).integers(128, 256, 40_000_000, dtype=np.uint8)
+    found = read_checkpoint(save({"w": torch.ones(2), "delta": array}, tmp_path / "w.pt"))
+    assert torch.equal(found.load(found.tree["w"]), torch.ones(2))
+
+
+@pytest.mark.parametrize("opcode", [b"\x85", b"0Nh\x00\x86q\x00", b"0h\x00\x85\x94"])
+def test_nested_tuples_are_refused_however_they_nest(opcode: bytes) -> None:
+    """On the stack, through numbered memo entries, and through consecutive ones."""
+    if opcode.endswith(b"\x94"):
+        steps = b"".join(b"0h" + bytes([i]) + b"\x85\x94" for i in range(200))
+        data = b"\x80\x04)\x94" + steps + b"."
+    else:
+        data = b"\x80\x02)q\x00" + opcode * 200 + b"."
+    with pytest.raises(Malformed, match="nests more than 100 tuples"):
+        unpickle.load(data, "x", lambda pid: pid)
+
+
+def zip_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as z:
+        for name, data in members.items():
+            z.writestr(name, data)
+    return path
+
+
+def test_every_way_a_checkpoint_is_packed_is_unpacked(tmp_path: Path) -> None:
+    import bz2
+    import lzma
+
+    inner = save({"state_dict": dict(WEIGHTS)}, tmp_path / "inner").read_bytes()
+    mac = {"._w.pth": b"\0\5\x16\7", "w.pth": inner, "__MACOSX/._w.pth": b"\0\5\x16\7"}
+    with zipfile.ZipFile(tmp_path / "inner") as z:
+        zip_of(tmp_path / "again.pth", {n: z.read(n) for n in z.namelist()})
+    for name, pack in (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)):
+        (tmp_path / f"w.pth.{name}").write_bytes(pack(inner))
+        packed = tar_of(tmp_path / "w.tar", {"README.md": b"x", **mac}).read_bytes()
+        (tmp_path / f"w.tar.{name}").write_bytes(pack(packed))
+    zip_of(tmp_path / "deflated.zip", mac)
+    zip_of(tmp_path / "stored.zip", {"a/b.pth": inner}, zipfile.ZIP_STORED)
+    zip_of(tmp_path / "tar.zip", {"w.tar": (tmp_path / "w.tar").read_bytes()})
+    with tarfile.open(tmp_path / "v7.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(tmp_path / "inner", "w.pth")
+    old = bytearray((tmp_path / "v7.tar").read_bytes())
+    old[257:265] = bytes(8)  # before 1988 there was no magic; the sum is taken anew
+    old[148:156] = b" " * 8
+    old[148:156] = b"%06o\0 " % sum(old[:512])
+    (tmp_path / "v7.tar").write_bytes(old)
+    (tmp_path / "inner").unlink()
+    before = sorted(tmp_path.iterdir())
+    for path in before:
+        found = read_checkpoint(path)
+        assert same(load_all(found, found.tree["state_dict"]), dict(WEIGHTS)), path
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_or_endless_packing_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = save({"w": torch.rand(10_000)}, tmp_path / "inner").read_bytes()
+    path = zip_of(tmp_path / "w.zip", {"w.pth": inner})
+    data = bytearray(path.read_bytes())
+    data[2000] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(BuilderError, match="zip entry is damaged"):
+        read_checkpoint(path)
+    for _ in range(6):
+        inner = gzip.compress(inner)
+    path.write_bytes(inner)
+    with pytest.raises(BuilderError, match="packed more than 4 times over"):
+        read_checkpoint(path)
+    monkeypatch.setattr("builder.sources.packing.MAX_FILE_BYTES", 1 << 16)
+    path.write_bytes(gzip.compress(bytes(1 << 20)))
+    with pytest.raises(BuilderError, match="unpacks to more than"):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_of_a_zip_is_found_by_its_checksum(tmp_path: Path) -> None:
+    path = save({"w": torch.zeros(1000)}, tmp_path / "w.pt")
+    assert read_checkpoint(path).damaged_entry() is None
+    data = bytearray(path.read_bytes())
+    at = read_checkpoint(path)._extents["0"][0]
+    data[at + 100] ^= 1
+    path.write_bytes(data)
+    damaged = read_checkpoint(path).damaged_entry()
+    assert damaged is not None and damaged.endswith("data/0")
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save({"w": torch.zeros(1000)}, tmp_path / "unchecked.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path).damaged_entry() is None
+    assert read_checkpoint(save({"w": torch.zeros(9)}, path, legacy=True)).damaged_entry() is None
+
+
+FOREIGN: dict[str, tuple[bytes, str, str]] = {
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "a Git LFS pointer",
+        "git lfs pull",
+    ),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file", "state_dict()"),
+    "gguf": (b"GGUF\x03\0\0\0" + bytes(600), "a GGUF file", "state_dict()"),
+    "onnx": (b"\x08\x08\x12\x07pytorch" + bytes(600), "an ONNX model", "that was exported"),
+    "tensorflow": (bytes(40) + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "TensorFlow", "state_dict()"),
+    "saved model": (b"\x08\x01\x12\xff\x01" + bytes(600), "a SavedModel of TensorFlow", ""),
+    "npy": (b"\x93NUMPY\x01\0" + bytes(600), "one NumPy array", "state_dict()"),
+    "csv": (b"step,loss\n1,0.5\n2,0.4\n" * 100, "plain text", "address of the weights"),
+    "json": (b'{"learning_rate": 0.1}', "a JSON file", "address of the weights"),
+    "index": (
+        b'{"metadata": {"total_size": 9}, "weight_map": {"w": "model-00001-of-00002.bin"}}',
+        "a checkpoint in several files (shards)",
+        "join their dictionaries",
+    ),
+    "letters cut": ("é".encode() * 2000, "plain text", ""),
+    "zeros": (bytes(4000), "zeros, as in a file whose download", ""),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive", "unpack it"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_something_else_is_named_with_what_to_do(tmp_path: Path, kind: str) -> None:
+    data, found, hint = FOREIGN[kind]
+    path = tmp_path / "w.bin"
+    path.write_bytes(data)
+    with pytest.raises(BuilderError) as error:
+        read_checkpoint(path)
+    assert found in str(error.value)
+    assert hint in error.value.hint
+
+
+def test_zips_of_something_else_are_named(tmp_path: Path) -> None:
+    for members, said in (
+        ({"config.json": b"{}", "model.weights.h5": b"x"}, "a model of Keras"),
+        ({"w.npy": b"x", "b.npy": b"x"}, "NumPy arrays"),
+        ({"a.pth": b"x", "b.pth": b"x"}, r"2 checkpoints \('a.pth', 'b.pth'\)"),
+        ({"../a.pth": b"x"}, "points outside its folder"),
+    ):
+        with pytest.raises(BuilderError, match=said):
+            read_checkpoint(zip_of(tmp_path / "w.zip", members))
+
+
+def test_a_sparse_file_of_10_gb_is_refused_at_once(tmp_path: Path) -> None:
+    import time
+
+    from test_sources import fetch, spec
+
+    for head in (b"", b"\x80\x02", struct.pack("<Q", 90 << 20) + b"{", b"PK\x03\x04"):
+        path = tmp_path / "w.pt"
+        path.write_bytes(head)
+        os.truncate(path, 10 << 30)
+        start = time.monotonic()
+        with pytest.raises(BuilderError):
+            fetch(spec(str(path)), tmp_path)
+        assert time.monotonic() - start < 5
+
+
+def test_a_folder_of_shards_is_named(tmp_path: Path) -> None:
+    from test_sources import fetch, spec
+
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    for i in (1, 2):
+        save({"w": torch.ones(2)}, tmp_path / f"model-0000{i}-of-00002.safetensors")
+    with pytest.raises(BuilderError, match="several files") as error:
+        fetch(spec(str(tmp_path)), tmp_path)
+    assert "join their dictionaries" in error.value.hint

@@ -35,7 +35,7 @@ TOLERANCE = 1e-6
 _METRICS = tuple(
     column
     for column in schema.LAYERS.columns
-    if column.nullable and column not in schema.LAYER_GRAPH
+    if column.nullable and column not in schema.LAYER_GRAPH and column.name != "reparametrized"
 )
 
 _BLOCK = 1 << 21

@@ -15,6 +15,7 @@ from typing import Any
 
 from builder.sources import unpickle
 from builder.sources.foreign import of_zip, refuse_unknown
+from builder.sources.instructions import MAX_BYTES
 from builder.sources.packing import Span, zip_entries, zip_extent
 from builder.sources.stored import Malformed, Storage, StoredTensor, Unreadable
 
@@ -171,7 +172,7 @@ def _load_pickle(
     span: Span, start: int, storage: Callable[[tuple[Any, ...]], Any]
 ) -> tuple[Any, int]:
     """One pickle out of the file, and where it ends."""
-    window = span.memory[start : min(span.end, start + unpickle.MAX_BYTES)]
+    window = span.memory[start : min(span.end, start + MAX_BYTES)]
     value, length = unpickle.load(window, span.name, storage)
     return value, start + length
 

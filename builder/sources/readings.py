@@ -16,7 +16,7 @@ from typing import Any
 from builder.errors import BuilderError, UsageError
 from builder.sources.checkpoint import Checkpoint
 from builder.sources.reparametrized import Computed, computed_weights
-from builder.sources.stored import Leaf, StoredTensor, Unreadable
+from builder.sources.stored import Leaf, Malformed, StoredTensor, Unreadable
 from builder.sources.unpickle import Inert, named_tensors
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last")
@@ -87,7 +87,11 @@ class Reading:
 
 def state_dicts(tree: Any) -> Iterator[StateDict]:
     """Everything in a checkpoint that names tensors, breadth first: dictionaries, lists of (name,
-    tensor), whole pickled networks."""
+    tensor), whole pickled networks.
+
+    Raises:
+        Malformed: a pickled network without end.
+    """
     seen: set[int] = set()
     level: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     for _ in range(_MAX_DEPTH):
@@ -136,7 +140,10 @@ def named(checkpoint: Checkpoint, inside: str | None) -> list[StateDict]:
     Raises:
         BuilderError: no weights, or none below `inside`.
     """
-    found = list(state_dicts(checkpoint.tree))
+    try:
+        found = list(state_dicts(checkpoint.tree))
+    except Malformed as e:
+        raise BuilderError(f"{checkpoint.name} is no usable checkpoint: {e}.") from None
     if not found:
         raise BuilderError(
             f"{checkpoint.name} holds no weights: no dictionary of named tensors was found.",
