@@ -25,7 +25,7 @@ EXTRAS = dict.fromkeys(
         "skimage",
     ),
     "build",
-) | dict.fromkeys(("huggingface_hub", "datasets"), "hub")
+) | {"huggingface_hub": "hub", "datasets": "hub", "torchconvquality": "dev"}
 """Packages that a base install lacks, and the extra that brings them."""
 
 
