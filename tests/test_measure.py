@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.check.recompute import recompute
-from builder.metrics.layer import measure_layer
+from builder.metrics.layer import _metrics as metrics_of
+from builder.metrics.layer import measure_layer, measure_layers
+from builder.metrics.orthogonality import orthogonality
+from builder.metrics.sums import one_view
 from builder.network.extract import Layer, bn_scale
 from builder.network.trace import TracedConv
 
@@ -24,6 +27,15 @@ def conv_of(weight: torch.Tensor) -> TracedConv:
 
 def measure(weight: torch.Tensor, scale: torch.Tensor | None = None) -> dict[str, dict]:
     return measure_layer(Layer(0, conv_of(weight), weight, scale)).views
+
+
+def assert_close(have: object, value: object, tolerance: float, name: str) -> None:
+    """Vectors as a whole: relative to their largest entry."""
+    if value is None or isinstance(value, int):
+        assert have == value, name
+    else:
+        largest = float(np.abs(value).max())
+        np.testing.assert_allclose(have, value, 0, tolerance * largest + 1e-14, err_msg=name)
 
 
 def gaussian(out: int, inside: int, seed: int = 0) -> torch.Tensor:
@@ -156,11 +168,85 @@ def test_both_views_agree_with_numpy(seed: int, out: int, inside: int, dead: boo
     for view, w in (("trained", weight), ("folded", weight * scale.view(-1, 1, 1, 1))):
         expected = recompute(w.reshape(-1, 9).numpy(), out)
         for name, value in expected.items():
-            have = views[view][name]
-            if value is None:
-                assert have is None, name
+            assert_close(views[view][name], value, 1e-6, name)
+
+
+@pytest.mark.parametrize("dead", [0.0, 0.3, 0.9], ids="{:.0%} dead".format)
+@pytest.mark.parametrize(("out", "inside"), [(96, 200), (300, 1), (1, 9000), (5, 3)])
+def test_one_pass_for_both_views_gives_what_a_pass_over_the_folded_filters_gives(
+    out: int, inside: int, dead: float
+):
+    draw = torch.Generator().manual_seed(out)
+    weight = gaussian(out, inside) + 0.3
+    weight[torch.rand(out, inside, generator=draw) < dead] *= 1e-2
+    scale = torch.randn(out, generator=draw) * torch.rand(out, generator=draw) ** 3
+    product = weight * scale.view(-1, 1, 1, 1)
+    views = measure(weight, scale)
+    for view, w in (("trained", weight), ("folded", product)):
+        columns = w.reshape(-1, 9).t().contiguous()
+        direct = one_view(columns, columns.abs().amax(0))
+        norms = w.flatten(1).double().norm(dim=1)
+        expected = metrics_of(direct, orthogonality(w, None, norms)[0])
+        for name, value in expected.items():
+            assert_close(views[view][name], value, 1e-7, name)
+
+
+def test_filters_that_do_not_vary_once_folded_have_exactly_no_variance():
+    powers = 2.0 ** torch.arange(-4, 5)
+    weight = (gaussian(1, 1) * powers.view(-1, 1, 1, 1)).repeat(1, 50, 1, 1)
+    views = measure(weight, 1 / powers)
+    assert views["trained"]["variance_entropy_raw"] > 0 or views["trained"]["norm_l1"] > 0
+    assert views["folded"]["variance_entropy_raw"] == 0.0
+    for view in views.values():
+        assert not view["scatter"].any() and view["variance_entropy"] == 0.0
+
+
+def test_large_common_offsets_cancel_nothing():
+    offset = torch.linspace(1, 2, 9).view(3, 3)
+    weight = offset + 1e-3 * gaussian(20, 30)
+    scale = torch.linspace(-1.001, -0.999, 20)
+    views = measure(weight, scale)
+    for view, w in (("trained", weight), ("folded", weight * scale.view(-1, 1, 1, 1))):
+        for name, value in recompute(w.reshape(-1, 9).numpy(), 20).items():
+            if name == "orthogonality":  # nearly 0, from cosines in float32
+                assert views[view][name] == pytest.approx(value, abs=1e-6)
             else:
-                np.testing.assert_allclose(have, value, rtol=1e-6, atol=1e-7, err_msg=name)
+                assert_close(views[view][name], value, 1e-7, name)
+
+
+def test_folded_orthogonality_is_that_of_the_weights_where_their_product_underflows():
+    weight = gaussian(6, 2) * 1e-20
+    scale = torch.tensor([1.0, 1, 1, 3e-25, 1e-25, 3e-26])  # products of a few units of 1.4e-45
+    views = measure(weight, scale)
+    product = (weight * scale.view(-1, 1, 1, 1)).reshape(-1, 9).numpy()
+    expected = recompute(product, 6)["orthogonality"]
+    assert views["folded"]["orthogonality"] == pytest.approx(expected, rel=1e-6)
+    assert abs(expected - views["trained"]["orthogonality"]) > 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.lists(st.integers(-44, 30), min_size=2, max_size=6), st.data())
+def test_weights_and_factors_of_any_size_give_what_numpy_gives(
+    seed: int, sizes: list[int], data: st.DataObject
+):
+    draw = st.integers(-44, 8)
+    factors = [10.0 ** data.draw(draw) * (-1) ** i for i in range(len(sizes))]
+    weight = gaussian(len(sizes), 7, seed) * (10.0 ** torch.tensor(sizes)).view(-1, 1, 1, 1)
+    scale = torch.tensor(factors)
+    views = measure(weight, scale)
+    for view, w in (("trained", weight), ("folded", weight * scale.view(-1, 1, 1, 1))):
+        for name, value in recompute(w.reshape(-1, 9).numpy(), len(sizes)).items():
+            assert_close(views[view][name], value, 1e-6, name)
+
+
+def test_layers_measured_on_two_threads_have_the_numbers_of_one():
+    layers = [Layer(i, conv_of(w), w, None) for i, w in enumerate([gaussian(200, 90, 1)] * 6)]
+    before = torch.get_num_threads()
+    found = [measure_layers(layers, workers) for workers in (1, 2)]
+    assert torch.get_num_threads() == before
+    for one, two in zip(*found, strict=True):
+        for name, value in one.views["trained"].items():
+            np.testing.assert_array_equal(two.views["trained"][name], value)
 
 
 def test_folding_flips_signs_and_changes_sparsity_but_not_orthogonality():

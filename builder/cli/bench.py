@@ -1,4 +1,4 @@
-"""Benchmarks: bench build, bench read."""
+"""Benchmarks: bench build, bench metrics, bench read."""
 
 from __future__ import annotations
 
@@ -43,6 +43,32 @@ def bench_build(
         f"{result['bare_writer_filters_per_s'] / 1e6:5.2f} M filters/s\n"
         f"build / bare writer {result['build_over_bare_writer']:.2f}\n"
     )
+
+
+@bench.command("metrics")
+def bench_metrics(as_json: Json = False) -> None:
+    """Metrics in both views, next to torchconvquality and the paper's formulas in one view.
+
+    Example: builder bench metrics
+    """
+    from builder.building.bench import bench_metrics
+
+    rows = bench_metrics()
+    if as_json:
+        print_json({"metrics": rows})
+        return
+    for row in rows:
+        sys.stdout.write(
+            f"{row['model_id']}, seeded:0 (SYNTHETIC): {row['n_filters']:,} filters, "
+            f"{row['cores']} cores\n"
+            f"both views                 {row['ours_s']:7.3f} s\n"
+            f"torchconvquality, one view {row['torchconvquality_s']:7.3f} s  "
+            f"{row['torchconvquality_over_ours']:5.1f} times ours, "
+            f"values differ by {row['differs_from_torchconvquality']:.0e}\n"
+            f"NumPy with SVD, one view   {row['paper_s']:7.3f} s  "
+            f"{row['paper_over_ours']:5.1f} times ours, "
+            f"values differ by {row['differs_from_paper']:.0e}\n"
+        )
 
 
 @bench.command("read")

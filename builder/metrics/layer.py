@@ -1,20 +1,20 @@
 """Reference metrics of one layer, in both weights views, on any torch device.
 
-Definitions: Gavrikov & Keuper 2022, section 3, and their library torchconvquality 0.3.0. Filters
-are held as columns, (9, n) float32; every sum that feeds a metric is float64. The verifier
-recomputes the same numbers with NumPy (builder/check/recompute.py), on purpose by other code.
+Definitions: Gavrikov & Keuper 2022, section 3, and their library torchconvquality 0.3.0. Every sum
+that feeds a metric is float64. The verifier recomputes the same numbers with NumPy
+(builder/check/recompute.py), on purpose by other code.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from builder.metrics.orthogonality import orthogonality
+from builder.metrics.sums import Sums, both_views
 from builder.release.moments import (
-    Moments,
     explained_variance_ratio,
     pack,
     random_entropy,
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from builder.network.extract import Layer
-
-SPARSITY_FRACTION = 100
-"""A filter is sparse when max |w| <= (largest |weight| of the layer) / 100."""
-
-_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
-"""Filters per step: nine float64 columns stay in the cache of a core, or fill a GPU."""
-
-_BLOCK = 512
-"""Rows of one block of the matrix of cosines; only blocks on or above the diagonal are computed."""
 
 
 @dataclass(frozen=True)
@@ -74,161 +65,56 @@ def measure_layer(layer: Layer) -> Measured:
     """Metrics of a layer in both views; see `schema.LAYERS` for each column."""
     import torch
 
-    weight = layer.weight
-    out_channels = weight.shape[0]
+    weight, scale = layer.weight, layer.bn_scale
     columns = weight.reshape(-1, 9).t().contiguous()
-    linf = columns.abs().amax(dim=0)
-    trained = measure_columns(columns, linf)
-    trained["orthogonality"] = orthogonality(weight) if trained["layer_linf"] is not None else None
-    if layer.bn_scale is None:
-        folded = trained
-    else:
-        scale = layer.bn_scale.repeat_interleave(weight.shape[1])
-        # Rounding is monotonic: max |w * s| is max |w| * |s| in float32, exactly.
-        folded = measure_columns(columns * scale, linf * scale.abs())
-        if folded["layer_linf"] is None:
-            folded["orthogonality"] = None
-        elif bool((layer.bn_scale == 0).any()):
-            alive = (layer.bn_scale != 0).to(weight.dtype)
-            folded["orthogonality"] = orthogonality(weight * alive.view(out_channels, 1, 1, 1))
-        else:  # cosines do not change when rows are scaled
-            folded["orthogonality"] = trained["orthogonality"]
+    linf = torch.maximum(columns.amax(dim=0).abs(), columns.amin(dim=0).abs())
+    trained, folded, norms = both_views(columns, linf.view(weight.shape[:2]), scale)
+    finite = scale if folded is not None else None
+    cosines = orthogonality(weight, finite, norms) if trained is not None else (None, None)
     if weight.device.type == "cuda":
         torch.cuda.synchronize()
-    return Measured(columns, linf, {"trained": trained, "folded": folded})
+    views = {"trained": _metrics(trained, cosines[0]), "folded": _metrics(folded, cosines[1])}
+    return Measured(columns, linf, views)
 
 
-def measure_columns(columns: torch.Tensor, linf: torch.Tensor) -> dict[str, Any]:
-    """Every metric but orthogonality of n filters.
+def measure_layers(layers: Iterable[Layer], workers: int) -> list[Measured]:
+    """Measure layers on so many threads.
 
-    Args:
-        columns: (9, n) float32, one filter per column.
-        linf: (n,) float32, max |w| of each filter.
-
-    Returns:
-        The keys of `METRICS`; every value None where a weight is NaN or infinite.
+    Each layer is the work of one thread, so that no number depends on how many there are.
     """
-    n = linf.numel()
-    layer_linf = float(linf.max())
-    if not math.isfinite(layer_linf):
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, "measure") as pool:
+            return list(pool.map(measure_layer, layers))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _metrics(sums: Sums | None, orthogonal: float | None) -> dict[str, Any]:
+    """The metrics of one view; every value None where a weight is NaN or infinite."""
+    if sums is None:
         return dict.fromkeys(METRICS)
-    keep = linf.double() > layer_linf / SPARSITY_FRACTION
-    n_kept = int(keep.sum())
-    scaled, raw, clean, norm_l1, norm_l2 = _accumulate(columns, linf, keep, n_kept)
-    entropy = {
-        "variance_entropy": (scaled, n_kept),
-        "variance_entropy_raw": (raw, n),
-        "variance_entropy_raw_clean": (clean, n_kept),
-    }
+    n, n_kept = sums.raw.n, sums.scaled.n
     metrics: dict[str, Any] = {
-        "layer_linf": layer_linf,
+        "layer_linf": sums.largest,
         "n_sparse": n - n_kept,
         "sparsity": (n - n_kept) / n,
-        "norm_l1": norm_l1 / n,
-        "norm_l2": norm_l2 / n,
-        "explained_variance_ratio": explained_variance_ratio(scaled.scatter),
-        "mean": scaled.mean,
-        "scatter": pack(scaled.scatter),
+        "orthogonality": orthogonal,
+        "norm_l1": sums.norm_l1 / n,
+        "norm_l2": sums.norm_l2 / n,
+        "explained_variance_ratio": explained_variance_ratio(sums.scaled.scatter),
+        "mean": sums.scaled.mean,
+        "scatter": pack(sums.scaled.scatter),
     }
-    for name, (moments, count) in entropy.items():
+    for name, moments in (
+        ("variance_entropy", sums.scaled),
+        ("variance_entropy_raw", sums.raw),
+        ("variance_entropy_raw_clean", sums.clean),
+    ):
         metrics[name] = variance_entropy(moments.scatter)
-        threshold = random_entropy(count)
+        threshold = random_entropy(moments.n)
         metrics[name + "_norm"] = None if threshold is None else metrics[name] / threshold
     return metrics
-
-
-def _accumulate(
-    columns: torch.Tensor, linf: torch.Tensor, keep: torch.Tensor, n_kept: int
-) -> tuple[Moments, Moments, Moments, float, float]:
-    """Moments of the scaled kept, all raw and kept raw filters; sums of L1 and L2 norms.
-
-    Moments are accumulated about one of the filters, not about zero: filters that do not vary
-    then have a scatter of exactly zero, and large common offsets cancel nothing.
-    """
-    import torch
-
-    device, n = columns.device, linf.numel()
-    chunk = _CHUNK[device.type]
-    first = int(keep.to(torch.uint8).argmax())  # a kept filter; filter 0 where none is
-    origin = columns[:, first].double()
-    scale = linf[first].double()
-    scaled_origin = origin / torch.where(scale == 0, 1.0, scale)
-
-    def sums(x: torch.Tensor) -> torch.Tensor:
-        """(10, 9): the scatter about the origin, then the sum."""
-        return torch.cat([x @ x.t(), x.sum(dim=1, keepdim=True).t()])
-
-    scaled, raw, clean = torch.zeros(3, 10, 9, dtype=torch.float64, device=device)
-    norms = torch.zeros(2, dtype=torch.float64, device=device)
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
-        x = columns[:, start:stop].double()
-        norms[0] += x.abs().sum()
-        norms[1] += x.square().sum(dim=0).sqrt().sum()
-        lengths = linf[start:stop].double()
-        z = x / torch.where(lengths == 0, 1.0, lengths)
-        z -= scaled_origin[:, None]
-        x -= origin[:, None]
-        part = sums(x)
-        raw += part
-        kept = keep[start:stop]
-        if not bool(kept.all()):
-            z *= kept
-            part = sums(x.mul_(kept))
-        clean += part
-        scaled += sums(z)
-    return (
-        _centre(n_kept, scaled, scaled_origin),
-        _centre(n, raw, origin),
-        _centre(n_kept, clean, origin),
-        float(norms[0]),
-        float(norms[1]),
-    )
-
-
-def _centre(n: int, sums: torch.Tensor, origin: torch.Tensor) -> Moments:
-    """Moments about the mean from the (10, 9) sums about `origin`."""
-    if n == 0:
-        return Moments(0, np.zeros(9), np.zeros((9, 9)))
-    total = sums[9].cpu().numpy()
-    square = sums[:9].cpu().numpy()
-    return Moments(n, origin.cpu().numpy() + total / n, square - np.outer(total, total) / n)
-
-
-def orthogonality(weight: torch.Tensor) -> float | None:
-    """1 - sum |W W^T - I| / (n (n - 1)) for n output channels; None for n = 1.
-
-    Rows of W are the output channels, flattened and L2-normalised; zero rows stay zero and
-    count 1 on the diagonal. Paper section 3, "orthogonality".
-
-    Args:
-        weight: (n, in_channels, 3, 3) float32, finite.
-    """
-    import torch
-
-    n = weight.shape[0]
-    if n == 1:
-        return None
-    rows = weight.reshape(n, -1)
-    # Through float64: the square of a float32 can overflow or vanish.
-    norms = torch.cat([r.double().square().sum(dim=1).sqrt() for r in torch.split(rows, 64)])
-    alive = norms > 0
-    inverse = torch.where(alive, 1.0 / norms, 0.0)
-    unit = torch.cat(
-        [
-            (r.double() * s[:, None]).float()
-            for r, s in zip(torch.split(rows, 64), torch.split(inverse, 64), strict=True)
-        ]
-    )
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        block = unit[start:stop]
-        inside = block @ block.t()
-        inside.fill_diagonal_(0)
-        total += inside.abs().sum(dtype=torch.float64)
-        for right in range(stop, n, _BLOCK):
-            across = block @ unit[right : right + _BLOCK].t()
-            total += 2 * across.abs().sum(dtype=torch.float64)
-    zero_rows = n - int(alive.sum())
-    return 1 - (float(total) + zero_rows) / (n * (n - 1))
