@@ -11,7 +11,8 @@ from pathlib import Path
 from rooms import GROUND, ROOMS
 
 from builder import schema
-from builder.cli.app import app, bench
+from builder.cli.app import bench
+from builder.cli.main import app  # where every command is registered
 from builder.sql import catalog
 from builder.training.members import read_recipes, zoo_folder
 
