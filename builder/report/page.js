@@ -231,6 +231,11 @@
         const made = await vegaEmbed(chart, spec, { actions: false, renderer: "svg", config: theme(),
           logLevel: 1 }); // errors: an empty layer is no news
         live.set(id, made.view);
+        for (const g of all("g[role=graphics-symbol]:not([aria-label])", chart)) {
+          if (g.children.length) continue;
+          g.removeAttribute("role"); // an empty layer says nothing
+          g.removeAttribute("aria-roledescription");
+        }
         made.view.addEventListener("click", (event, item) => {
           if (item && item.datum && models.has(item.datum.model_id)) follow(item.datum.model_id);
         });
