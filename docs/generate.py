@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import typer
 from rooms import GROUND, ROOMS
 
 import builder.cli.main  # noqa: F401  registers the commands
 from builder import schema
-from builder.cli.app import PANELS, app, bench
+from builder.cli.main import app
 from builder.sql import catalog
 from builder.training.members import read_recipes, zoo_folder
 
@@ -25,20 +26,18 @@ def _first_line(text: str | None) -> str:
 
 
 def commands() -> str:
-    """Every command, its first line and its example."""
+    """Every command, its first line and its example, in the order of `builder --help`."""
     lines = ["| command | does | example |", "|---|---|---|"]
-    panels = {name: i for i, name in enumerate(PANELS)}
-    commands = sorted(app.registered_commands, key=lambda c: panels[c.rich_help_panel])
-    found = [("", command) for command in commands]
-    found += [("bench ", command) for command in bench.registered_commands]
-    for group, command in found:
-        assert command.callback is not None
-        text = command.callback.__doc__ or ""
-        example = re.search(r"Example: (.+)", text)
-        assert example, f"the help of {command.callback.__name__} has no example"
-        name = group + (command.name or command.callback.__name__)
-        shown = example[1].replace("|", "\\|")
-        lines.append(f"| `{name}` | {_first_line(text)} | `{shown}` |")
+    group = typer.main.get_command(app)
+    for name in group.list_commands(None):
+        one = group.commands[name]
+        members = {f"{name} {n}": c for n, c in getattr(one, "commands", {}).items()}
+        for shown, command in (members or {name: one}).items():
+            text = command.help or ""
+            example = re.search(r"Example: (.+)", text)
+            assert example, f"the help of {shown} has no example"
+            line = example[1].replace("|", "\\|")
+            lines.append(f"| `{shown}` | {_first_line(text)} | `{line}` |")
     return "\n".join(lines) + "\n"
 
 

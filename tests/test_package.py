@@ -67,8 +67,11 @@ def test_beside_another_folder_builder_it_imports_and_says_what_is_wrong(
     if init is not None:
         (tmp_path / "builder" / "__init__.py").write_text(init)
     code = """
-sys.path = [p for p in sys.path if not __import__("os").path.exists(p + "/builder/cli")]
-sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f).lower()]
+from importlib.machinery import PathFinder
+class Here:  # no other folder of that name, wherever ours is installed
+    def find_spec(self, name, path=None, target=None):
+        return PathFinder.find_spec(name, ["."]) if name == "builder" else None
+sys.meta_path.insert(0, Here())
 import robust_filter_lens as rfl
 print(rfl.__version__, len(dir(rfl)), "builder-tool" in rfl.__doc__)
 try:
