@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import json
 import os
 import shutil
@@ -9,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +24,7 @@ from fileserver import serve
 from toy_networks import Toy, huge, wide
 
 from builder import schema
-from builder.building import workspace
+from builder.building import finish, workspace
 from builder.building.run import Options, build
 from builder.check.verify import verify
 from builder.cohort.registry import load_cohort
@@ -67,6 +70,51 @@ def test_dead_layers_are_left_out_and_groups_count_inside(release: Path):
 def test_the_same_build_twice_has_the_same_bytes(toy_cohort: Path, release: Path, tmp_path: Path):
     build_toy(toy_cohort, tmp_path / "again", jobs=2)
     assert manifest(tmp_path / "again")["files"] == manifest(release)["files"]
+
+
+def test_no_sum_of_floats_in_a_table_depends_on_the_interpreter(
+    toy_cohort: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain, summed = builtins.sum, []
+
+    def otherwise(values: Iterable[Any], start: Any = 0) -> Any:  # as another Python might round
+        values = list(values)
+        if "builder" in Path(sys._getframe(1).f_code.co_filename).parts and any(
+            isinstance(v, float) for v in values
+        ):
+            summed.append(sys._getframe(1).f_code.co_qualname)
+        return plain(values, start)
+
+    monkeypatch.setattr(builtins, "sum", otherwise)
+    build_toy(toy_cohort, tmp_path / "again")
+    assert summed == []
+    assert manifest(tmp_path / "again")["files"] == manifest(release)["files"]
+
+
+def test_a_mean_is_the_same_number_under_every_interpreter():
+    names = ("python3.11", "python3.12", "python3.13")
+    found = [path for name in names if (path := shutil.which(name))]
+    found += map(str, Path.home().glob(".pyenv/versions/3.1[1-9].*/bin/python"))
+    draw = np.random.default_rng(0)
+    pairs = [
+        (float(v), int(w))
+        for v, w in zip(draw.random(200), draw.integers(1, 9999, 200), strict=True)
+    ]
+    script = "\n".join(
+        (
+            "from __future__ import annotations\nimport math",
+            inspect.getsource(finish._mean),
+            f"print(_mean({pairs}).hex(), sum(v * w for v, w in {pairs}).hex())",
+        )
+    )
+    said = {}
+    for path in found:
+        done = subprocess.run([path, "-c", script], capture_output=True, text=True)
+        if done.returncode == 0:  # a shim of pyenv may stand for no interpreter
+            said[path] = done.stdout.split()
+    if len({plain for _, plain in said.values()}) < 2:
+        pytest.skip(f"no two interpreters that sum otherwise: {sorted(said)}")
+    assert len({mean for mean, _ in said.values()}) == 1
 
 
 def test_another_seed_gives_other_filters(toy_cohort: Path, release: Path, tmp_path: Path):

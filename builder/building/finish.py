@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -168,10 +169,13 @@ def aggregate(layers: list[dict[str, Any]], view: str) -> dict[str, Any]:
 
 
 def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:
-    """Weighted mean; None without weight."""
+    """Weighted mean; None without weight.
+
+    Its sum is exact: the built-in one rounds otherwise since Python 3.12.
+    """
     pairs = list(weighted)
     total = sum(weight for _, weight in pairs)
-    return sum(value * weight for value, weight in pairs) / total if total else None
+    return math.fsum(value * weight for value, weight in pairs) / total if total else None
 
 
 def layer_moments(row: dict[str, Any]) -> Moments:

@@ -41,7 +41,7 @@ and 4e-4 in the layer's row; expect as much between a CPU and a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, sqrt
+from math import fsum, isfinite, sqrt
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from builder.errors import BuilderError, UsageError
@@ -200,7 +200,7 @@ def responses(
 
     channels = zip(change_f, spread_f, change_g, spread_g, strict=True)
     rows = [row(c, *energies) for c, energies in enumerate(channels)]
-    return [*rows, row(None, sum(change_f), sum(spread_f), sum(change_g), sum(spread_g))]
+    return [*rows, row(None, *map(fsum, (change_f, spread_f, change_g, spread_g)))]
 
 
 def _energies(clean: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
