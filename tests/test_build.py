@@ -104,7 +104,9 @@ def test_a_mean_is_the_same_number_under_every_interpreter():
         (
             "from __future__ import annotations\nimport math",
             inspect.getsource(finish._mean),
-            f"print(_mean({pairs}).hex(), sum(v * w for v, w in {pairs}).hex())",
+            f"pairs = {pairs}\nparts = [pairs[i:] for i in range(100)]",
+            "print(*[_mean(part).hex() for part in parts], sep=',', end=' ')",
+            "print(*[sum(v * w for v, w in part).hex() for part in parts], sep=',')",
         )
     )
     said = {}
