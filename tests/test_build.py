@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fileserver import serve
 from toy_networks import Toy, huge, wide
 
 from builder import schema
-from builder.building import finish, workspace
+from builder.building import finish, run, workspace
 from builder.building.run import Options, build
 from builder.check.verify import verify
 from builder.cohort.registry import load_cohort
@@ -407,6 +408,58 @@ def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
             build_toy(toy_cohort, tmp_path)
         other.stdin.close()
     assert not build_toy(toy_cohort, tmp_path, first_layer=False).failures
+
+
+def interrupted(tmp_path: Path) -> Callable[[], Path]:
+    """A build that still wants its second model; calling goes on with it."""
+    out = tmp_path / "out"
+    files = {
+        "cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),
+        "cifar10-robust-beta": tmp_path / "late.pt",
+    }
+    cohort = write_cohort(tmp_path / "c.csv", files)
+    assert build_checkpoints(cohort, out).failures
+
+    def go_on() -> Path:
+        checkpoint(tmp_path / "late.pt", wide, 1)
+        assert not build_checkpoints(cohort, out).failures
+        return out
+
+    return go_on
+
+
+def test_a_build_resumed_with_another_torch_says_which_model_was_made_with_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("builder.release.manifest.metadata.version", lambda name: "1.0")
+        go_on = interrupted(tmp_path)
+    made = manifest(go_on())
+    versions = {m: facts["made_with"]["torch"] for m, facts in made["models"].items()}
+    here = metadata.version("torch")
+    assert versions == {"cifar10-robust-alpha": "1.0", "cifar10-robust-beta": here}
+    assert made["mixed"]["torch"] == ["1.0", here]
+    assert "metrics" not in made["mixed"] and "device" not in made["mixed"]
+    assert verify(tmp_path / "out", full=True) == []
+
+
+@pytest.mark.parametrize("forget", [False, True], ids=["another version", "none recorded"])
+def test_a_build_resumed_with_other_metrics_measures_what_was_finished_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: bool
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run, "METRICS_VERSION", "0")
+        go_on = interrupted(tmp_path)
+    entry = tmp_path / "out" / ".build" / "models" / "cifar10-robust-alpha.json"
+    wrong = json.loads(entry.read_bytes())
+    wrong["layers"][0]["norm_l1"] = -1.0
+    if forget:
+        del wrong["made_with"]
+    entry.write_text(json.dumps(wrong))
+    made = manifest(go_on())
+    assert {m["made_with"]["metrics"] for m in made["models"].values()} == {run.METRICS_VERSION}
+    assert made["mixed"] == {}
+    assert verify(tmp_path / "out", full=True) == []
 
 
 def test_a_lost_filter_file_is_built_again(toy_cohort: Path, tmp_path: Path):

@@ -84,6 +84,7 @@ def finish(
             p.spec.model_id: _provenance(p, entry)
             for p, entry in zip(planned, entries, strict=True)
         },
+        "mixed": _mixed([entry["made_with"] for entry in entries]),
         "duplicates": _duplicates(models),
         "problems": problems,
         "files": files,
@@ -100,7 +101,14 @@ def _provenance(p: PlannedModel, entry: dict[str, Any]) -> Provenance:
         "checkpoint_urls": checkpoint.get("urls"),
         "checkpoint_bytes": checkpoint.get("bytes"),
         "checkpoint_sha256": checkpoint.get("sha256"),
+        "made_with": entry["made_with"],
     }
+
+
+def _mixed(made_with: list[dict[str, str]]) -> dict[str, list[str]]:
+    """What differs among the models of a build that was resumed with other versions."""
+    values = {key: sorted({made[key] for made in made_with}) for key in made_with[0]}
+    return {key: found for key, found in values.items() if len(found) > 1}
 
 
 def _duplicates(models: list[dict[str, Any]]) -> list[list[str]]:
