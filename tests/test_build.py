@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import json
 import os
 import shutil
@@ -9,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +25,7 @@ from fileserver import Fault, serve
 from toy_networks import Toy, huge, wide
 
 from builder import schema
-from builder.building import workspace
+from builder.building import finish, run, workspace
 from builder.building.run import Options, build
 from builder.check.verify import verify
 from builder.cohort.registry import load_cohort
@@ -67,6 +71,53 @@ def test_dead_layers_are_left_out_and_groups_count_inside(release: Path):
 def test_the_same_build_twice_has_the_same_bytes(toy_cohort: Path, release: Path, tmp_path: Path):
     build_toy(toy_cohort, tmp_path / "again", jobs=2)
     assert manifest(tmp_path / "again")["files"] == manifest(release)["files"]
+
+
+def test_no_sum_of_floats_in_a_table_depends_on_the_interpreter(
+    toy_cohort: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain, summed = builtins.sum, []
+
+    def otherwise(values: Iterable[Any], start: Any = 0) -> Any:  # as another Python might round
+        values = list(values)
+        if "builder" in Path(sys._getframe(1).f_code.co_filename).parts and any(
+            isinstance(v, float) for v in values
+        ):
+            summed.append(sys._getframe(1).f_code.co_qualname)
+        return plain(values, start)
+
+    monkeypatch.setattr(builtins, "sum", otherwise)
+    build_toy(toy_cohort, tmp_path / "again")
+    assert summed == []
+    assert manifest(tmp_path / "again")["files"] == manifest(release)["files"]
+
+
+def test_a_mean_is_the_same_number_under_every_interpreter():
+    names = ("python3.11", "python3.12", "python3.13")
+    found = [path for name in names if (path := shutil.which(name))]
+    found += map(str, Path.home().glob(".pyenv/versions/3.1[1-9].*/bin/python"))
+    draw = np.random.default_rng(0)
+    pairs = [
+        (float(v), int(w))
+        for v, w in zip(draw.random(200), draw.integers(1, 9999, 200), strict=True)
+    ]
+    script = "\n".join(
+        (
+            "from __future__ import annotations\nimport math",
+            inspect.getsource(finish._mean),
+            f"pairs = {pairs}\nparts = [pairs[i:] for i in range(100)]",
+            "print(*[_mean(part).hex() for part in parts], sep=',', end=' ')",
+            "print(*[sum(v * w for v, w in part).hex() for part in parts], sep=',')",
+        )
+    )
+    said = {}
+    for path in found:
+        done = subprocess.run([path, "-c", script], capture_output=True, text=True)
+        if done.returncode == 0:  # a shim of pyenv may stand for no interpreter
+            said[path] = done.stdout.split()
+    if len({plain for _, plain in said.values()}) < 2:
+        pytest.skip(f"no two interpreters that sum otherwise: {sorted(said)}")
+    assert len({mean for mean, _ in said.values()}) == 1
 
 
 def test_another_seed_gives_other_filters(toy_cohort: Path, release: Path, tmp_path: Path):
@@ -360,6 +411,58 @@ def test_two_builds_do_not_share_a_folder(toy_cohort: Path, tmp_path: Path):
             build_toy(toy_cohort, tmp_path)
         other.stdin.close()
     assert not build_toy(toy_cohort, tmp_path, first_layer=False).failures
+
+
+def interrupted(tmp_path: Path) -> Callable[[], Path]:
+    """A build that still wants its second model; calling goes on with it."""
+    out = tmp_path / "out"
+    files = {
+        "cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", Toy, 1),
+        "cifar10-robust-beta": tmp_path / "late.pt",
+    }
+    cohort = write_cohort(tmp_path / "c.csv", files)
+    assert build_checkpoints(cohort, out).failures
+
+    def go_on() -> Path:
+        checkpoint(tmp_path / "late.pt", wide, 1)
+        assert not build_checkpoints(cohort, out).failures
+        return out
+
+    return go_on
+
+
+def test_a_build_resumed_with_another_torch_says_which_model_was_made_with_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("builder.release.manifest.metadata.version", lambda name: "1.0")
+        go_on = interrupted(tmp_path)
+    made = manifest(go_on())
+    versions = {m: facts["made_with"]["torch"] for m, facts in made["models"].items()}
+    here = metadata.version("torch")
+    assert versions == {"cifar10-robust-alpha": "1.0", "cifar10-robust-beta": here}
+    assert made["mixed"]["torch"] == ["1.0", here]
+    assert "metrics" not in made["mixed"] and "device" not in made["mixed"]
+    assert verify(tmp_path / "out", full=True) == []
+
+
+@pytest.mark.parametrize("forget", [False, True], ids=["another version", "none recorded"])
+def test_a_build_resumed_with_other_metrics_measures_what_was_finished_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: bool
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run, "METRICS_VERSION", "0")
+        go_on = interrupted(tmp_path)
+    entry = tmp_path / "out" / ".build" / "models" / "cifar10-robust-alpha.json"
+    wrong = json.loads(entry.read_bytes())
+    wrong["layers"][0]["norm_l1"] = -1.0
+    if forget:
+        del wrong["made_with"]
+    entry.write_text(json.dumps(wrong))
+    made = manifest(go_on())
+    assert {m["made_with"]["metrics"] for m in made["models"].values()} == {run.METRICS_VERSION}
+    assert made["mixed"] == {}
+    assert verify(tmp_path / "out", full=True) == []
 
 
 def test_a_lost_filter_file_is_built_again(toy_cohort: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,6 +84,7 @@ def finish(
             p.spec.model_id: _provenance(p, entry)
             for p, entry in zip(planned, entries, strict=True)
         },
+        "mixed": _mixed([entry["made_with"] for entry in entries]),
         "duplicates": _duplicates(models),
         "problems": problems,
         "files": files,
@@ -99,7 +101,14 @@ def _provenance(p: PlannedModel, entry: dict[str, Any]) -> Provenance:
         "checkpoint_urls": checkpoint.get("urls"),
         "checkpoint_bytes": checkpoint.get("bytes"),
         "checkpoint_sha256": checkpoint.get("sha256"),
+        "made_with": entry["made_with"],
     }
+
+
+def _mixed(made_with: list[dict[str, str]]) -> dict[str, list[str]]:
+    """What differs among the models of a build that was resumed with other versions."""
+    values = {key: sorted({made[key] for made in made_with}) for key in made_with[0]}
+    return {key: found for key, found in values.items() if len(found) > 1}
 
 
 def _duplicates(models: list[dict[str, Any]]) -> list[list[str]]:
@@ -168,10 +177,13 @@ def aggregate(layers: list[dict[str, Any]], view: str) -> dict[str, Any]:
 
 
 def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:
-    """Weighted mean; None without weight."""
+    """Weighted mean; None without weight.
+
+    Its sum is exact: the built-in one rounds otherwise since Python 3.12.
+    """
     pairs = list(weighted)
     total = sum(weight for _, weight in pairs)
-    return sum(value * weight for value, weight in pairs) / total if total else None
+    return math.fsum(value * weight for value, weight in pairs) / total if total else None
 
 
 def layer_moments(row: dict[str, Any]) -> Moments:

@@ -16,12 +16,12 @@ from builder.building.workspace import Workspace, open_workspace
 from builder.cohort.registry import N_CLASSES, Cohort, ModelSpec
 from builder.errors import BuilderError, UsageError
 from builder.files import cache_folder, file_sha256, pins_file
-from builder.metrics.layer import measure_layer
+from builder.metrics.layer import METRICS_VERSION, measure_layer
 from builder.network.device import resolve_device
 from builder.network.extract import iter_layers
 from builder.network.plan import PlannedModel, construct_on_meta, layer_graph, make_plan
 from builder.progress import WHOLE, Report
-from builder.release.manifest import Manifest, read_manifest
+from builder.release.manifest import Manifest, read_manifest, tools
 from builder.release.versions import parse_version
 from builder.release.write import filter_writer
 from builder.sources import fetch as sources
@@ -185,6 +185,13 @@ def _entry(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
     return entry
 
 
+def _still_good(entry: dict[str, Any], spec: ModelSpec) -> bool:
+    """Whether a finished model need not be made again: same checkpoint, same metrics."""
+    checkpoint = entry["checkpoint"] or {}
+    measured_by = entry.get("made_with", {}).get("metrics")
+    return measured_by == METRICS_VERSION and not _changed(spec, checkpoint.get("sha256"))
+
+
 class _Stopped(KeyboardInterrupt):
     """Raised inside a model's work when the build is ending; no network's code swallows it."""
 
@@ -211,7 +218,7 @@ def _build_models(
         if stop.is_set():
             return
         entry = workspace.entry(model_id)
-        if entry and not _changed(p.spec, (entry["checkpoint"] or {}).get("sha256")):
+        if entry and _still_good(entry, p.spec):
             report(model_id, "already there", position, len(planned))
             return
         try:
@@ -318,6 +325,7 @@ def build_model(
             if fetched is None
             else {"urls": fetched.urls, "sha256": fetched.sha256, "bytes": fetched.bytes},
             "problems": problems,
+            "made_with": {**tools("torch", "numpy"), "device": device, "metrics": METRICS_VERSION},
         },
     )
     if fetched is not None and options.discard_checkpoints:

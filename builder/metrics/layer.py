@@ -42,6 +42,9 @@ class Measured:
     views: dict[str, dict[str, Any]]
 
 
+METRICS_VERSION = "1"
+"""Another one whenever a number may come out otherwise: a resumed build then measures again."""
+
 METRICS = (
     "layer_linf",
     "n_sparse",

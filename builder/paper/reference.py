@@ -129,6 +129,7 @@ def _fill(root: Path, version: str) -> None:
         "checkpoint_urls": None,
         "checkpoint_bytes": None,
         "checkpoint_sha256": None,
+        "made_with": None,
     }
     write_manifest(
         root,
@@ -148,6 +149,7 @@ def _fill(root: Path, version: str) -> None:
             },
             "files": files,
             "models": {m.model_id: unread for m in cohort.models},
+            "mixed": {},
             "duplicates": [],
             "problems": [LABEL],
         },

@@ -27,12 +27,18 @@ class FileFacts(TypedDict):
 
 
 class Provenance(TypedDict):
-    """Where the weights of a model came from; null where no checkpoint was read."""
+    """Where the numbers of a model came from.
+
+    The checkpoint is null where none was read, `made_with` where nothing was measured; else it
+    holds the versions of Python, of this package, torch and NumPy, the device, and the version of
+    our metrics.
+    """
 
     source_url: str
     checkpoint_urls: list[str] | None
     checkpoint_bytes: int | None
     checkpoint_sha256: str | None
+    made_with: dict[str, str] | None
 
 
 class CohortFacts(TypedDict):
@@ -64,6 +70,7 @@ class Manifest(TypedDict):
     tools: dict[str, str]
     totals: Totals
     models: dict[str, Provenance]
+    mixed: dict[str, list[str]]  # of `made_with`, what is not the same for all models
     duplicates: list[list[str]]
     problems: list[str]
     files: dict[str, FileFacts]
