@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from builder import schema
 from builder.paper.published import paper_table
+from builder.release import content
 from builder.release.manifest import write_manifest
 from builder.release.write import write_table
 
@@ -372,7 +373,9 @@ def write_tables(
         path = schema.table_path(name)
         files[path] = write_table(root / path, schema.TABLES[name], data, weights)
     for path, data in filters.items():
-        files[path] = write_table(root / path, schema.FILTERS, data, weights)
+        written = write_table(root / path, schema.FILTERS, data, weights)
+        own = content.hash_rows(data, content.FILTER_IDENTITY)  # whose they are is in the path
+        files[path] = {**written, "content_hash": content.text(own)}
     n_models = tables["models"].num_rows if "models" in tables else 0
     n_pairs = tables["pairs"].num_rows if "pairs" in tables else 0
     write_manifest(

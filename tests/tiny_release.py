@@ -1,7 +1,7 @@
 """A tiny release with random numbers in every table: right in form, meaningless in content.
 
-Its cohort is called `synthetic-tiny`. It is made from builder.schema alone, without torch, so
-that the tests right of the build need no build.
+Its cohort is called `synthetic-tiny`; rows for every column come from builder.schema, and the one
+writer of the tests' releases, synthetic_release.py, makes the folder.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from synthetic_release import write_tables
 
 from builder import schema
-from builder.files import file_sha256
+from builder.files import file_sha256, write_atomic
 from builder.release import content
 from builder.release.card import render_card
-from builder.release.manifest import write_manifest
+from builder.release.manifest import file_facts, read_manifest, write_manifest
 from builder.release.sample import write_filters_sample
 from builder.release.texts import seal
 
@@ -162,34 +163,15 @@ def _rows(name: str, models: tuple[Tiny, ...]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(path: Path, table: schema.Table, data: pa.Table, about: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    meta = {"rfl.table": table.name, **about}
-    floats = [c.name for c in table.columns if pa.types.is_float32(c.type)]
-    pq.write_table(
-        data.replace_schema_metadata(meta),
-        path,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[c.name for c in table.columns if pa.types.is_dictionary(c.type)],
-        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT") or None,
-        row_group_size=524_288,
-        max_rows_per_page=131_072,
-        data_page_size=8 << 20,
-        write_page_index=True,
-    )
-
-
 def _facts(root: Path, path: Path) -> dict[str, Any]:
-    name = path.relative_to(root).as_posix()
-    facts = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    if path.suffix != ".parquet":
-        return {"rows": None, **facts, "content_hash": None}
+    """What the manifest records of a table that a test has changed."""
     data = pq.ParquetFile(path).read()
-    skip = content.FILTER_IDENTITY if name.startswith("data/filters/") else ()
+    filters = schema.filters_key(path.relative_to(root).as_posix()) is not None
+    skip = content.FILTER_IDENTITY if filters else ()
     return {
         "rows": data.num_rows,
-        **facts,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
         "content_hash": content.text(content.hash_rows(data, skip)),
     }
 
@@ -201,52 +183,37 @@ def write_tiny_release(
     weights: str = "checkpoints",
 ) -> Path:
     """Write the release and return `root`. The same arguments write the same content."""
-    about = {
-        "rfl.schema_version": str(schema.SCHEMA_VERSION),
-        "rfl.version": version,
-        "rfl.cohort": "synthetic-tiny",
-        "rfl.weights": weights,
-    }
-    for m in models:
-        _write(root / schema.filters_path(m.dataset, m.model_id), schema.FILTERS, filters(m), about)
-    for name in schema.SMALL_TABLES:
-        table = schema.TABLES[name]
-        data = pa.Table.from_pylist(_rows(name, models), schema=table.arrow)
-        _write(root / schema.table_path(name), table, data, about)
-    (root / "queries").mkdir(exist_ok=True)
-    (root / "queries" / "count.sql").write_text("SELECT count(*) AS n FROM filters ORDER BY n;\n")
-    n_filters = sum(o * i for _, o, i in LAYERS) * len(models)
-    manifest: dict[str, Any] = {
-        "name": "robust-filter-lens",
-        "version": version,
-        "schema_version": schema.SCHEMA_VERSION,
-        "cohort": {"name": "synthetic-tiny", "digest": "0" * 64, "models": None},
-        "weights": weights,
-        "tools": {"builder": "0.1.0", "python": "3.11", "pyarrow": pa.__version__},
-        "totals": {
-            "models": len(models),
-            "pairs": sum(m.partner is not None for m in models),
-            "layers": len(LAYERS) * len(models),
-            "filters": n_filters,
+    write_tables(
+        root,
+        {
+            name: pa.Table.from_pylist(_rows(name, models), schema=schema.TABLES[name].arrow)
+            for name in schema.SMALL_TABLES
         },
-        "files": {},
-        "models": {
-            m.model_id: {
-                "source_url": "embedded:synthetic",
-                "checkpoint_urls": [],
-                "checkpoint_bytes": 1,
-                "checkpoint_sha256": "0" * 64,
-            }
-            for m in models
-        },
-        "duplicates": [],
-        "problems": [],
+        {schema.filters_path(m.dataset, m.model_id): filters(m) for m in models},
+        cohort="synthetic-tiny",
+        weights=weights,
+    )
+    manifest = read_manifest(root)
+    manifest["name"], manifest["version"] = "robust-filter-lens", version
+    manifest["cohort"]["digest"] = "0" * 64
+    manifest["tools"] = {"builder": "0.1.0", "python": "3.11", "pyarrow": pa.__version__}
+    manifest["totals"] |= {
+        "layers": len(LAYERS) * len(models),
+        "filters": sum(o * i for _, o, i in LAYERS) * len(models),
     }
-    write_filters_sample(root, weights)
-
-    for path in sorted(root.rglob("*.*")):
-        if path.is_file():
-            manifest["files"][path.relative_to(root).as_posix()] = _facts(root, path)
-    (root / schema.CARD).write_bytes(seal(render_card(manifest, root)))
+    manifest["models"] = {
+        m.model_id: {
+            "source_url": "embedded:synthetic",
+            "checkpoint_urls": [],
+            "checkpoint_bytes": 1,
+            "checkpoint_sha256": "0" * 64,
+        }
+        for m in models
+    }
+    manifest["files"][schema.SAMPLE] = write_filters_sample(root, weights)
+    count = b"SELECT count(*) AS n FROM filters ORDER BY n;\n"
+    write_atomic(root / "queries/count.sql", count)
+    manifest["files"]["queries/count.sql"] = file_facts(count)
+    write_atomic(root / schema.CARD, seal(render_card(manifest, root)))
     write_manifest(root, manifest)
     return root
