@@ -85,7 +85,7 @@ app.add_typer(bench, name="bench", rich_help_panel=BENCHMARKS)
 
 
 def _a_folder(release: Path) -> Path:
-    if str(release).startswith("hf:"):
+    if str(release).startswith("hf:/"):
         address = str(release).replace("hf:/", "hf://", 1)
         repo_id, _, tag = address.removeprefix("hf://datasets/").partition("@")
         raise UsageError(

@@ -183,13 +183,15 @@ class _Graph:
         return _Norm(self.stored.get(id(weight)), self.stored[id(var)], float(args[-1]))
 
 
-def _record(model: nn.Module, image_size: int) -> tuple[list[_Value], list[_Value]]:
+def _record(
+    model: nn.Module, image_size: int, dtype: torch.dtype
+) -> tuple[list[_Value], list[_Value]]:
     """Every value of one forward pass in order of execution, and the values returned."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype)
     graph = _Graph(model, image)
 
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -251,6 +253,8 @@ def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
         BuilderError: it returns no tensor, runs no convolution, or convolves with a computed
             weight.
     """
+    import torch
+
     with (
         guest(),
         blamed(
@@ -259,7 +263,14 @@ def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
             ForwardError,
         ),
     ):
-        order, outputs = _record(model.eval(), image_size)
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        try:
+            order, outputs = _record(model.eval(), image_size, torch.float32)
+        except RuntimeError:
+            if own == torch.float32:
+                raise
+            # A network in half precision that takes images of its own type.
+            order, outputs = _record(model, image_size, own)
     live = _reachable(outputs)
     convolutions = [(v, v.conv) for v in order if v.conv and id(v) in live]
     if not any(conv.trained for _, conv in convolutions):

@@ -198,7 +198,7 @@ def _inspect(response: Response, shown: str) -> str | None:
     if code >= 400:
         raise NetworkError(
             f"{shown} cannot be had: {code} {response.reason}.",
-            hint="check the address; a file fetched by hand is taken from --checkpoints DIR.",
+            hint="check the address.",
         )
     if "text/html" not in response.headers.get("Content-Type", ""):
         return None
