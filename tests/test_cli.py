@@ -44,8 +44,9 @@ def test_the_help_groups_the_commands_in_the_order_of_the_flow():
     titles = [p for line in text.splitlines() for p in (*PANELS, "Commands") if f"─ {p} ─" in line]
     assert titles == list(PANELS)  # and none in a panel of no name
     names = re.findall(r"^│ ([a-z]+) ", text, flags=re.M)
-    assert names == ["plan", "build", "train", "verify", "diff", "query", "findings", "reference",
-                     "record", "publish", "export", "bench"]  # fmt: skip
+    assert names == ["plan", "build", "train", "measure", "verify", "diff", "query", "findings",
+                     "reference", "report", "figures", "record", "publish", "export",
+                     "bench"]  # fmt: skip
     assert "Exit codes: 0 good, 1 findings or failures, 2 wrong usage, 4 network" in text
 
 
