@@ -198,7 +198,8 @@ def _inspect(response: Response, shown: str) -> str | None:
     if code >= 400:
         raise NetworkError(
             f"{shown} cannot be had: {code} {response.reason}.",
-            hint="check the address.",
+            hint="check the address; for a member of a release, fetch the file by hand and pass "
+            "its folder with --checkpoints.",
         )
     if "text/html" not in response.headers.get("Content-Type", ""):
         return None
