@@ -16,6 +16,7 @@ from builder import networks, schema
 from builder.errors import BuilderError, UsageError
 from builder.measure.own import measure_module, measure_state
 from builder.measure.recognise import digest, indexed, recognise, split, without_prefix
+from builder.measure.target import measure
 from builder.metrics.layer import measure_layer
 from builder.network.extract import iter_layers
 from builder.network.trace import trace
@@ -84,7 +85,7 @@ def test_a_wrapped_network_is_that_network(wrap) -> None:
 def test_a_view_of_layers_is_chosen_by_patterns() -> None:
     measured = measure_module(networks.preact_resnet18_w16(), layers=["layer4.*", "conv1"])
     assert {r["layer"].split(".")[0] for r in measured.layers.to_pylist()} == {"conv1", "layer4"}
-    with pytest.raises(UsageError, match=r"no convolution that matches layer9"):
+    with pytest.raises(UsageError, match=r"no 3x3 convolution that matches layer9"):
         measure_module(networks.preact_resnet18_w16(), layers=["layer9.*"])
 
 
@@ -294,3 +295,18 @@ def test_every_summary_number_is_a_float_with_a_stable_name() -> None:
     assert {"filters/sparsity", "filters/variance_entropy", "filters/orthogonality"} <= set(summary)
     assert {f"filters/bin_{b:02}/sparsity" for b in (0, 10)} <= set(summary)
     assert schema.N_DEPTH_BINS == 11
+
+
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_a_network_without_3x3_convolutions_is_refused(kernel: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, kernel), nn.Conv2d(8, 8, kernel))
+    for target in (model, model.state_dict()):
+        with pytest.raises(UsageError, match="no 3x3 convolution") as error:
+            measure(target)
+        assert f"{kernel}x{kernel}" in error.value.hint
+
+
+def test_layers_that_hold_no_3x3_convolution_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
+    with pytest.raises(UsageError, match="no 3x3 convolution that matches 1"):
+        measure(model, layers=["1"])

@@ -220,11 +220,13 @@ def measure_graph(
         for conv in (graph.convs or _as_stored(state))
         if patterns is None or any(fnmatchcase(conv.layer, pattern) for pattern in patterns)
     ]
-    if not wanted:
+    if not any(conv.is_3x3 for conv in wanted):
+        kernels = sorted({conv.kernel_size for conv in wanted})
+        found = ", ".join(f"{height}x{width}" for height, width in kernels) or "none at all"
         raise UsageError(
-            f"{name} has no convolution"
+            f"{name} has no 3x3 convolution"
             + (f" that matches {', '.join(patterns)}." if patterns else "."),
-            hint="expected the weights of a convolutional network." if not patterns else "",
+            hint=f"expected at least one; kernels of its convolutions: {found}.",
         )
     views = schema.WEIGHT_VIEWS if graph.convs else ("trained",)
     indices = {c.weight: i for i, c in enumerate(c for c in (graph.convs or wanted) if c.is_3x3)}
