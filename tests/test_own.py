@@ -13,13 +13,16 @@ import torch
 from torch import nn
 
 from builder import networks, schema
+from builder.building.run import Options, build
+from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
 from builder.measure.own import measure_module, measure_state
 from builder.measure.recognise import digest, indexed, recognise, split, without_prefix
 from builder.measure.target import measure
-from builder.metrics.layer import measure_layer
+from builder.metrics.layer import measure_layers
 from builder.network.extract import iter_layers
 from builder.network.trace import trace
+from robust_filter_lens import open_release
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -46,8 +49,8 @@ def test_a_module_has_the_numbers_that_a_build_would_store() -> None:
         convs = trace(networks.wide_resnet_10_2(), 32)
     layers = list(iter_layers(convs, model.state_dict()))
     assert len(rows(measured)) == len(rows(measured, "trained")) == len(layers)
-    for layer in layers:
-        for view, metrics in measure_layer(layer).views.items():
+    for layer, built in zip(layers, measure_layers(layers, 1), strict=True):
+        for view, metrics in built.views.items():
             row = rows(measured, view)[layer.index]
             assert (row["layer"], row["layer_index"]) == (layer.conv.layer, layer.index)
             assert (row["conv_depth"], row["bn_layer"]) == (
@@ -56,6 +59,29 @@ def test_a_module_has_the_numbers_that_a_build_would_store() -> None:
             )
             for name, value in metrics.items():
                 assert np.array_equal(row[name], value), name
+
+
+@pytest.mark.parametrize("model_id", ["cifar10-robust-WideResNet10_2"])
+def test_a_released_models_checkpoint_gives_the_rows_of_the_release_on_any_number_of_threads(
+    model_id: str, tmp_path: Path
+) -> None:
+    cohort = load_cohort("mini").select(model_id)
+    options = Options(models=model_id, first_layer=False)
+    assert not build(cohort, tmp_path / "release", options, lambda *progress: None).failures
+    stored = open_release(tmp_path / "release").table("layers").to_pylist()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)  # a build leaves one, and this machine may have one
+    try:
+        checkpoint = f"embedded:builder/zoo/{model_id}.safetensors"
+        measured = measure(checkpoint, dataset="cifar10")
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+    found = {(r["layer"], r["weights"]): r for r in measured.layers.to_pylist()}
+    assert stored
+    for row in stored:
+        for name in row.keys() - {"model_id"}:
+            assert found[row["layer"], row["weights"]][name] == row[name], (row["layer"], name)
 
 
 def test_a_module_stays_as_it_was() -> None:

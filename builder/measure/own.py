@@ -15,7 +15,7 @@ from builder.compare.measurement import Measurement, layers_table
 from builder.errors import BuilderError, UsageError
 from builder.first_layer.response import measure_response
 from builder.measure.recognise import Recognised, recognise
-from builder.metrics.layer import measure_layer
+from builder.metrics.layer import measure_layer, one_thread
 from builder.network.extract import iter_layers
 from builder.network.plan import layer_graph
 from builder.network.trace import TracedConv, trace
@@ -239,7 +239,8 @@ def measure_graph(
             )
         else:
             (layer,) = iter_layers([conv], state, str(state[conv.weight].device))
-            metrics = measure_layer(layer).views
+            with one_thread():
+                metrics = measure_layer(layer).views
             for view in views:
                 row = {**about, **place, "layer_index": indices[conv.weight], "weights": view}
                 row |= {"status": MEASURED, "reason": _lacking(metrics[view], conv)}

@@ -7,8 +7,9 @@ that feeds a metric is float64. The verifier recomputes the same numbers with Nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +86,22 @@ def measure_layers(layers: Iterable[Layer], workers: int) -> list[Measured]:
 
     Each layer is the work of one thread, so that no number depends on how many there are.
     """
+    with one_thread(), ThreadPoolExecutor(workers, "measure") as pool:
+        return list(pool.map(measure_layer, layers))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes each operation on one thread, as a build does.
+
+    Sums split among threads end in other digits, so that numbers would depend on the machine.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(workers, "measure") as pool:
-            return list(pool.map(measure_layer, layers))
+        yield
     finally:
         torch.set_num_threads(threads)
 
