@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ from builder.release.texts import write_texts
 from builder.release.write import table_from_rows, write_table
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from builder.progress import Report
 
 TOOLS = ("torch", "numpy", "pyarrow", "robustbench", "timm")
@@ -35,6 +39,7 @@ def finish(
     cohort: Cohort,
     planned: Sequence[PlannedModel],
     entries: Sequence[dict[str, Any]],
+    jobs: int,
     report: Report,
 ) -> list[str]:
     """Write everything but the filters, the manifest last; return the problems found.
@@ -43,6 +48,7 @@ def finish(
         root: the build folder, every filter file in place.
         identity: what the build is made of, see `build.identity`.
         cohort: the selected models, in the order of `planned` and `entries`.
+        jobs: models at a time.
     """
     weights = identity["weights"]
     files: dict[str, FileFacts] = {r["path"]: r["file"] for r in entries}
@@ -62,7 +68,7 @@ def finish(
     first_layer = [row for entry in entries for row in entry["first_layer"]]
     write("first_layer", table_from_rows(schema.FIRST_LAYER, first_layer))
     write("paper", paper_table())
-    write("histograms", histograms(root, planned, entries, bases, report))
+    write("histograms", histograms(root, planned, entries, bases, jobs, report))
     files[schema.SAMPLE] = sample.write_filters_sample(root, weights)
 
     problems = [text for entry in entries for text in entry["problems"]]
@@ -225,32 +231,47 @@ def histograms(
     planned: Sequence[PlannedModel],
     entries: Sequence[dict[str, Any]],
     bases: Sequence[dict[str, Any]],
+    jobs: int,
     report: Report,
 ) -> pa.Table:
     """The table `histograms`: two passes over the stored filters, see metrics/histograms.py."""
     full = [row for row in bases if row["basis"] == "full" and row["weights"] == "folded"]
     directions = np.array([row["direction"] for row in full])
     mean = np.array(full[0]["mean"])
+    stop = threading.Event()
     projectors = [
         Projector(
             root / entry["path"],
             [row for row in entry["layers"] if row["weights"] == "folded"],
             directions,
             mean,
+            stop,
         )
         for entry in entries
     ]
-    low, high = np.inf, -np.inf
-    for i, projector in enumerate(projectors, 1):
-        lowest, highest = projector.extent()
-        low, high = min(low, lowest), max(high, highest)
-        report("finish", "histograms, range", i, len(projectors))
-    if low > high:  # no filter at all
-        low = high = 0.0
+    low, high = math.inf, -math.inf
     tables = []
-    for i, (p, projector) in enumerate(zip(planned, projectors, strict=True), 1):
-        counts = projector.counts(low, high)
-        bins = sorted({conv.depth_bin for conv in p.layers})
-        tables.append(histogram_table(p.spec.dataset, p.spec.model_id, bins, counts, low, high))
-        report("finish", "histograms, counts", i, len(projectors))
+    # A model that is built keeps two threads busy, one that is counted here one.
+    with ThreadPoolExecutor(2 * jobs, "histograms") as pool:
+
+        def extent(projector: Projector) -> tuple[float, float]:
+            return projector.extent(low, high)  # beyond that of the models so far
+
+        def counts(projector: Projector) -> NDArray[np.int64]:
+            return projector.counts(low, high)
+
+        try:
+            for i, (lowest, highest) in enumerate(pool.map(extent, projectors), 1):
+                low, high = min(low, lowest), max(high, highest)
+                report("finish", "histograms, range", i, len(projectors))
+            if low > high:  # no filter at all
+                low = high = 0.0
+            for p, found in zip(planned, pool.map(counts, projectors), strict=True):
+                bins = sorted({conv.depth_bin for conv in p.layers})
+                spec = p.spec
+                tables.append(histogram_table(spec.dataset, spec.model_id, bins, found, low, high))
+                report("finish", "histograms, counts", len(tables), len(projectors))
+        except BaseException:
+            stop.set()
+            raise
     return pa.concat_tables(tables).unify_dictionaries()

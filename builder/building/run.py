@@ -133,7 +133,9 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
             if failures:
                 return Outcome(len(selected.models), failures, [])
             entries = [_entry(workspace, p) for p in planned]
-            problems = finish.finish(out, made_of, selected, planned, entries, report)
+            problems = finish.finish(
+                out, made_of, selected, planned, entries, max(1, options.jobs), report
+            )
             return Outcome(len(planned), {}, problems)
     except OSError as e:
         raise _disk_error(e, out) from e

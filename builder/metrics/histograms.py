@@ -8,6 +8,8 @@ seen once, so the pass has two halves: ranges, then counts.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from builder.metrics.sums import TINY
 from builder.release.moments import Array
 from builder.release.parquet import open_parquet
 from builder.schema import FILTER_COLUMNS, HISTOGRAMS, N_BINS, N_DEPTH_BINS
 
-_STEP = 1 << 15  # filters at a time: nine float64 coefficients stay in the cache of a core
+_STEP = 1 << 14  # filters at a time: nine float64 coefficients stay in the cache of a core
 _COLUMNS = ["layer_index", *FILTER_COLUMNS, "linf", "bn_scale"]
 
 
@@ -31,12 +34,19 @@ class Projector:
         path: the model's filter file.
         layers: its folded rows of `layers`, by layer_index; layers without metrics are skipped.
         directions: (9, 9) rows of the basis. mean: (9,) its mean filter.
+        stop: once set, whatever is under way ends early, without a result of use.
     """
 
     def __init__(
-        self, path: Path, layers: list[dict[str, Any]], directions: Array, mean: Array
+        self,
+        path: Path,
+        layers: list[dict[str, Any]],
+        directions: Array,
+        mean: Array,
+        stop: threading.Event,
     ) -> None:
         self._path = path
+        self._stop = stop
         self._directions = directions
         self._offset = directions @ mean
         n = 1 + max(row["layer_index"] for row in layers)
@@ -47,49 +57,87 @@ class Projector:
                 self._threshold[row["layer_index"]] = row["layer_linf"] / 100
             self._depth_bin[row["layer_index"]] = row["depth_bin"]
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Array]]:
-        """(depth bins (m,), coefficients (9, m) float64) of m filters at a time."""
+    def _parts(self) -> Iterator[list[NDArray[Any]]]:
+        """The columns `_COLUMNS` of so many filters at a time."""
         with open_parquet(self._path) as file:
-            for batch in file.iter_batches(1 << 17, columns=_COLUMNS):
-                layer, *coefficients, linf, scale = (c.to_numpy() for c in batch.columns)
-                for start in range(0, len(layer), _STEP):
-                    part = slice(start, start + _STEP)
-                    # In float32, as the folded weights are; what follows in float64.
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        length = (linf[part] * np.abs(scale[part])).astype(np.float64)
-                        keep = length > self._threshold[layer[part]]
-                        folded = np.stack([c[part] * scale[part] for c in coefficients])
-                    if not keep.all():
-                        folded, length = folded[:, keep], length[keep]
-                    unit = folded / length
-                    yield (
-                        self._depth_bin[layer[part][keep]],
-                        self._directions @ unit - self._offset[:, None],
-                    )
+            for batch in file.iter_batches(1 << 17, columns=_COLUMNS, use_threads=False):
+                if self._stop.is_set():
+                    return
+                columns = [c.to_numpy() for c in batch.columns]
+                for start in range(0, batch.num_rows, _STEP):
+                    yield [c[start : start + _STEP] for c in columns]
 
-    def extent(self) -> tuple[float, float]:
-        """Smallest and largest coefficient; (inf, -inf) where there is none."""
-        low, high = np.inf, -np.inf
-        for _, coefficients in self:
-            if coefficients.size:
-                low = min(low, float(coefficients.min()))
-                high = max(high, float(coefficients.max()))
+    def _scaled(self, part: list[NDArray[Any]]) -> tuple[NDArray[np.int64], Array]:
+        """Depth bins (m,) and scaled filters (9, m) float64 of the m that are not sparse."""
+        layer, *coefficients, linf, scale = part
+        # In float32, as the folded weights are; what follows in float64.
+        with np.errstate(over="ignore", invalid="ignore"):
+            length = (linf * np.abs(scale)).astype(np.float64)
+            keep = length > self._threshold[layer]
+            folded = np.empty((9, len(layer)), np.float32)
+            for row, c in zip(folded, coefficients, strict=True):
+                np.multiply(c, scale, out=row)
+        if not keep.all():
+            folded, length, layer = folded[:, keep], length[keep], layer[keep]
+        return self._depth_bin[layer], folded / length
+
+    def extent(self, low: float = math.inf, high: float = -math.inf) -> tuple[float, float]:
+        """The range of these coefficients and of [low, high]; (inf, -inf) where there is none.
+
+        A coefficient about the origin is no larger than the norm of its filter, the directions
+        being unit vectors. So only filters long enough to reach beyond the range are looked at.
+        """
+        offset = self._offset[:, None]
+        for part in self._parts():
+            reach = min(high + offset.min(), -low - offset.max())
+            if reach > 0:
+                near = _norms(part) > reach * (1 - 1e-5)
+                length = part[-2] * np.abs(part[-1])
+                near |= (length > 0) & (length < TINY)  # there, folding may change directions
+                if not near.any():
+                    continue
+                part = [column[near] for column in part]
+            _, unit = self._scaled(part)
+            if unit.size:
+                # No BLAS: its rounding depends on how many filters there are.
+                found = (self._directions[:, :, None] * unit).sum(axis=1) - offset
+                low, high = min(low, float(found.min())), max(high, float(found.max()))
         return low, high
 
     def counts(self, low: float, high: float) -> NDArray[np.int64]:
         """Counts (depth bins, 9 components, 70 bins) over [low, high]; the last bin is closed."""
-        total = np.zeros(N_DEPTH_BINS * 9 * N_BINS, np.int64)
-        component = (np.arange(9) * N_BINS)[:, None]
+        import torch
+
+        total = np.zeros((9, N_DEPTH_BINS * N_BINS), np.int64)
+        directions = torch.from_numpy(self._directions)
         width = (high - low) / N_BINS
-        for depth_bin, coefficients in self:
-            if width > 0:
-                index = ((coefficients - low) / width).astype(np.int64)
-            else:
-                index = np.zeros(coefficients.shape, np.int64)
-            np.clip(index, 0, N_BINS - 1, out=index)
-            index += component + depth_bin * (9 * N_BINS)
-            total += np.bincount(index.ravel(), minlength=total.size)
-        return total.reshape(N_DEPTH_BINS, 9, N_BINS)
+        for part in self._parts():
+            depth_bin, unit = self._scaled(part)
+            first = depth_bin * N_BINS
+            # A component at a time, in place: large temporary arrays cost more than the arithmetic.
+            # torch has one thread in a build; NumPy's BLAS would wait for all cores at each step.
+            projected = torch.mm(directions, torch.from_numpy(unit)).numpy()
+            for counted, values, offset in zip(total, projected, self._offset, strict=True):
+                values -= offset
+                values -= low
+                if width > 0:
+                    values /= width
+                index = values.astype(np.int64)
+                np.clip(index, 0, N_BINS - 1, out=index)
+                index += first
+                counted += np.bincount(index, minlength=counted.size)
+        return total.reshape(9, N_DEPTH_BINS, N_BINS).swapaxes(0, 1)
+
+
+def _norms(part: list[NDArray[Any]]) -> NDArray[np.float32]:
+    """(m,) L2 norms of the filters, each divided by its max |w|; NaN for zeros. To 1e-6."""
+    _, *coefficients, linf, _ = part
+    squares = np.zeros(len(linf), np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for column in coefficients:
+            squares += (column / linf) ** 2
+    norms: NDArray[np.float32] = np.sqrt(squares)
+    return norms
 
 
 def histogram_table(
