@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from synthetic_release import write_tables
+import pyarrow.parquet as pq
+from synthetic_release import sampled, write_tables
 
 from builder import schema
 from builder.cohort.registry import load_cohort
 from builder.paper.published import paper_table
 from builder.paper.reference import model_rows
 from builder.release.manifest import FileFacts, read_manifest, write_manifest
-from builder.release.sample import write_filters_sample
 from builder.release.write import table_from_rows, write_table
 
 Rows = list[dict[str, Any]]
@@ -214,7 +214,9 @@ def write_paper_size(root: Path) -> Path:
 
 def with_sample(root: Path) -> Path:
     """A release with its sample of filters, as a build ends."""
-    return _listed(root, write_filters_sample(root, "checkpoints"))
+    files = sorted((root / "data/filters").rglob("*.parquet"))
+    table = pa.concat_tables([sampled(pq.read_table(f)) for f in files]).unify_dictionaries()
+    return _listed(root, write_table(root / schema.SAMPLE, schema.FILTERS, table, "checkpoints"))
 
 
 def _add_sample(root: Path, table: pa.Table) -> Path:

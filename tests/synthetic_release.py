@@ -22,6 +22,7 @@ from builder import schema
 from builder.paper.published import paper_table
 from builder.release import content
 from builder.release.manifest import write_manifest
+from builder.release.sample import positions
 from builder.release.write import write_table
 
 Array = np.ndarray[Any, Any]
@@ -74,6 +75,13 @@ def layers_of(net: Net) -> list[tuple[int, tuple[str, int, int, int, int, str | 
     """The 3x3 layers of a network; ImageNet's have no first one, their stem is 7x7."""
     own = LAYERS[1:] if net.dataset == "imagenet" else LAYERS
     return list(enumerate(own))
+
+
+def sampled(filters: pa.Table) -> pa.Table:
+    """The rows of filters_sample of one model's filters."""
+    layer = filters["layer_index"].to_numpy()
+    found = [np.flatnonzero(layer == index) for index in np.unique(layer)]
+    return filters.take(np.concatenate([rows[positions(len(rows))] for rows in found]))
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builder import schema
-from builder.release import write
+from builder.release import sample, write
 from builder.release.manifest import FileFacts
 from builder.release.write import filter_writer, table_from_rows, write_table
 
@@ -133,6 +133,21 @@ def test_no_more_than_two_row_groups_wait_for_a_slow_encoder(tmp_path: Path, mon
     worker.join(10)
     assert written[0]["rows"] == pq.read_metadata(tmp_path / "f").num_rows == 40
     assert pq.read_metadata(tmp_path / "f").num_row_groups == 5
+
+
+def test_a_sample_is_taken_while_writing_and_kept_exactly(tmp_path: Path):
+    columns, linf = rows(4 * 300)
+    columns[3, 75] = np.nan  # in the sample
+    with filter_writer(tmp_path / "f", "cifar10", "m", "checkpoints") as writer:
+        writer.append(0, 300, columns, linf, np.arange(4, dtype=np.float32))
+        writer.append(1, 2, *rows(6, 1), None)
+    kept = sample.table([sample.as_text(writer.sample())])
+    at = [75 + 150 * i for i in range(8)] + [1200 + i for i in range(6)]
+    expected = pq.read_table(tmp_path / "f").take(at)
+    for name in expected.column_names:
+        np.testing.assert_array_equal(kept[name].to_numpy(), expected[name].to_numpy())
+    assert kept.schema.equals(schema.FILTERS.arrow)
+    assert sample.table([]).num_rows == 0
 
 
 def test_small_tables_keep_their_types_and_nulls(tmp_path: Path):

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from synthetic_release import write_tables
+from synthetic_release import sampled, write_tables
 
 from builder import schema
 from builder.files import file_sha256, write_atomic
 from builder.release import content
 from builder.release.card import render_card
 from builder.release.manifest import file_facts, read_manifest, write_manifest
-from builder.release.sample import write_filters_sample
 from builder.release.texts import seal
+from builder.release.write import write_table
 
 LAYERS = (("conv1", 8, 3), ("layer1.0.conv1", 8, 8), ("layer1.0.conv2", 16, 8))
 """Module path, output channels, input channels."""
@@ -210,7 +210,11 @@ def write_tiny_release(
         }
         for m in models
     }
-    manifest["files"][schema.SAMPLE] = write_filters_sample(root, weights)
+    ordered = sorted(models, key=lambda m: schema.filters_path(m.dataset, m.model_id))
+    sample = pa.concat_tables([sampled(filters(m)) for m in ordered]).unify_dictionaries()
+    manifest["files"][schema.SAMPLE] = write_table(
+        root / schema.SAMPLE, schema.FILTERS, sample, weights
+    )
     count = b"SELECT count(*) AS n FROM filters ORDER BY n;\n"
     write_atomic(root / "queries/count.sql", count)
     manifest["files"]["queries/count.sql"] = file_facts(count)

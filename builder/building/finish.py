@@ -69,7 +69,8 @@ def finish(
     write("first_layer", table_from_rows(schema.FIRST_LAYER, first_layer))
     write("paper", paper_table())
     write("histograms", histograms(root, planned, entries, bases, jobs, report))
-    files[schema.SAMPLE] = sample.write_filters_sample(root, weights)
+    sampled = sample.table(e["sample"] for e in sorted(entries, key=lambda e: str(e["path"])))
+    files[schema.SAMPLE] = write_table(root / schema.SAMPLE, schema.FILTERS, sampled, weights)
 
     problems = [text for entry in entries for text in entry["problems"]]
     manifest: Manifest = {

@@ -21,6 +21,7 @@ from builder.network.device import resolve_device
 from builder.network.extract import iter_layers
 from builder.network.plan import PlannedModel, construct_on_meta, layer_graph, make_plan
 from builder.progress import WHOLE, Report
+from builder.release import sample
 from builder.release.manifest import Manifest, read_manifest, tools
 from builder.release.versions import parse_version
 from builder.release.write import filter_writer
@@ -327,6 +328,7 @@ def build_model(
             if fetched is None
             else {"urls": fetched.urls, "sha256": fetched.sha256, "bytes": fetched.bytes},
             "problems": problems,
+            "sample": sample.as_text(writer.sample()),
             "made_with": {**tools("torch", "numpy"), "device": device, "metrics": METRICS_VERSION},
         },
     )

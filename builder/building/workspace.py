@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OWN = ("data", "queries", "README.md")
 """What a build writes at the top of its folder, besides the manifest and `.build`."""
 IDENTITY = ".build/identity.json"
+JOURNAL = 2
+"""Format of the journal's entries; those of another one are made anew."""
 _NOT_BEGUN = {".build", ".build/lock", ".build/.identity.json.tmp"}
 """All that a build leaves that was killed before it wrote its identity."""
 
@@ -56,7 +58,7 @@ class Workspace:
 
     def note(self, model_id: str, facts: dict[str, Any]) -> None:
         """Enter a finished model in the journal. `facts` must survive JSON."""
-        text = json.dumps(facts, allow_nan=False)
+        text = json.dumps({"journal": JOURNAL, **facts}, allow_nan=False)
         write_atomic(self._journal / f"{model_id}.json", text.encode())
 
     def forget(self, model_id: str) -> None:
@@ -68,6 +70,8 @@ class Workspace:
         try:
             facts: dict[str, Any] = json.loads((self._journal / f"{model_id}.json").read_bytes())
         except FileNotFoundError:
+            return None
+        if facts.get("journal") != JOURNAL:
             return None
         file = self.root / facts["path"]
         return facts if file.is_file() and file.stat().st_size == facts["file"]["bytes"] else None

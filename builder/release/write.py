@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder import schema
-from builder.release import content
+from builder.release import content, sample
 from builder.release.manifest import FileFacts
 
 ROWS_PER_GROUP = 524_288
@@ -195,6 +195,7 @@ class FilterWriter:
         self._labels = labels
         self._parts: list[list[NDArray[Any]]] = []  # columns of the row group being filled
         self._filled = 0
+        self._sampled: list[list[NDArray[Any]]] = []
         self._encoding: deque[Future[int]] = deque()
         self._hash = 0
 
@@ -216,27 +217,33 @@ class FilterWriter:
             bn_scale: (out_channels,) float32, or None for 1.
         """
         n = linf.shape[0]
+
+        def rows(position: NDArray[Any], at: slice | NDArray[Any]) -> list[NDArray[Any]]:
+            out_channel, in_channel = np.divmod(position.astype(np.int32), np.int32(in_channels))
+            return [
+                np.full(len(position), layer_index, np.int16),
+                out_channel.astype(np.int16),
+                in_channel.astype(np.int16),
+                *(column[at] for column in columns),
+                linf[at],
+                np.ones(len(position), np.float32) if bn_scale is None else bn_scale[out_channel],
+            ]
+
         start = 0
         while start < n:
             stop = min(n, start + ROWS_PER_GROUP - self._filled)
-            row = np.arange(start, stop, dtype=np.int32)
-            out_channel, in_channel = np.divmod(row, np.int32(in_channels))
-            scale = np.ones(len(row), np.float32) if bn_scale is None else bn_scale[out_channel]
-            self._parts.append(
-                [
-                    np.full(len(row), layer_index, np.int16),
-                    out_channel.astype(np.int16),
-                    in_channel.astype(np.int16),
-                    *(column[start:stop] for column in columns),
-                    linf[start:stop],
-                    scale,
-                ]
-            )
-            self._filled += len(row)
+            self._parts.append(rows(np.arange(start, stop, dtype=np.int32), slice(start, stop)))
+            self._filled += stop - start
             if self._filled == ROWS_PER_GROUP:
                 self._flush()
             start = stop
         self.rows += n
+        self._sampled.append(rows(sample.positions(n), sample.positions(n)))
+
+    def sample(self) -> pa.Table:
+        """The rows of `filters_sample` of what was appended."""
+        batches = [self._batch(columns) for columns in self._sampled]
+        return pa.Table.from_batches(batches, schema.FILTERS.arrow)
 
     def finish(self) -> int:
         """Encode what is left; the content hash of all rows."""
@@ -270,5 +277,5 @@ class FilterWriter:
             for label in self._labels
         ]
         return pa.RecordBatch.from_arrays(
-            [*labels, *(pa.array(c) for c in columns)], schema=self._encoder.schema
+            [*labels, *(pa.array(c) for c in columns)], schema=schema.FILTERS.arrow
         )
