@@ -32,7 +32,7 @@ def contents(out: Path) -> dict[str, Any]:
 
 
 def left_over(out: Path) -> list[str]:
-    listed = contents(out).keys() | {"manifest.json"}
+    listed = contents(out).keys() | {"manifest.json", "README.md"}  # the card seals itself
     found = (p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     return [path for path in found if path not in listed]
 
