@@ -63,7 +63,7 @@ EXACT = Tolerance()
 _ROUNDED = Tolerance(relative=1e-9)
 """Sums in float64, whose order depends on the processor and on the library."""
 
-_SHARE = Tolerance(relative=1e-9, absolute=1e-9)
+SHARE = Tolerance(relative=1e-9, absolute=1e-9)
 """The same where the natural scale is 1, and zero may come out as rounding: entropies, variances of
 scaled filters and their shares."""
 
@@ -202,7 +202,7 @@ LAYERS = Table(
             "Entropy (base 10) of the explained variance ratios of the non-sparse filters, each "
             "divided by its own max |w|; 0 to 0.954.",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "variance_entropy_norm",
@@ -210,35 +210,35 @@ LAYERS = Table(
             "variance_entropy / T(n), T the random-filter threshold of torchconvquality at the "
             "number of non-sparse filters; null where T <= 0.",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "variance_entropy_raw",
             pa.float64(),
             "Entropy of all filters, unscaled (torchconvquality's variance_entropy).",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "variance_entropy_raw_norm",
             pa.float64(),
             "variance_entropy_raw / T(n_filters) (torchconvquality's variance_entropy_norm).",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "variance_entropy_raw_clean",
             pa.float64(),
             "Entropy of the non-sparse filters, unscaled (variance_entropy_clean there).",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "variance_entropy_raw_clean_norm",
             pa.float64(),
             "variance_entropy_raw_clean / T(n) (variance_entropy_clean_norm there).",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "orthogonality",
@@ -268,7 +268,7 @@ LAYERS = Table(
             "Explained variance ratios of the scaled non-sparse filters, descending; zeros where "
             "they do not vary.",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "mean", _VECTOR, "Mean scaled non-sparse filter, row-major.", True, tolerance=_FLOAT32
@@ -332,7 +332,7 @@ MODELS = Table(
                     "variance_entropy",
                     pa.float64(),
                     "Mean over layers, weighted by non-sparse filters",
-                    _SHARE,
+                    SHARE,
                 ),
                 (
                     "orthogonality",
@@ -371,14 +371,14 @@ PCA = Table(
             pa.float64(),
             "Variance along the component (n - 1).",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "explained_variance_ratio",
             pa.float64(),
             "Share of the total variance.",
             True,
-            tolerance=_SHARE,
+            tolerance=SHARE,
         ),
         Column(
             "direction",
@@ -387,7 +387,7 @@ PCA = Table(
             True,
             tolerance=_FLOAT32,
         ),
-        Column("mean", _VECTOR, "Mean filter of the basis, row-major.", True, tolerance=_SHARE),
+        Column("mean", _VECTOR, "Mean filter of the basis, row-major.", True, tolerance=SHARE),
     ),
 )
 
@@ -402,8 +402,8 @@ HISTOGRAMS = Table(
         Column("depth_bin", pa.int16(), "Depth bin of the layers counted."),
         Column("component", pa.int16(), "Component of the full basis, 0 to 8."),
         Column("bin", pa.int16(), "0 to 69: equal bins over [min, max] of all coefficients."),
-        Column("bin_low", pa.float64(), "Lower edge of the bin.", tolerance=_SHARE),
-        Column("bin_high", pa.float64(), "Upper edge of the bin.", tolerance=_SHARE),
+        Column("bin_low", pa.float64(), "Lower edge of the bin.", tolerance=SHARE),
+        Column("bin_high", pa.float64(), "Upper edge of the bin.", tolerance=SHARE),
         Column(
             "n",
             pa.int64(),

@@ -91,7 +91,7 @@ def test_build_verify_and_the_rest_of_a_releases_life(toy_cohort: Path, tmp_path
     assert bent.returncode == 2 and "unknown view 'bent'" in bent.stderr
 
     recorded = run("record", out, "--folder", tmp_path / "release")
-    version = tmp_path / "release" / "v0.1.0"
+    version = tmp_path / "release" / "toy-v0.1.0"
     assert recorded.returncode == 0, recorded.stderr
     assert len(list((version / "answers").glob("*.csv"))) > 10
     assert (version / "manifest.json").read_bytes() == (out / "manifest.json").read_bytes()

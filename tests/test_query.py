@@ -23,7 +23,6 @@ from builder.errors import BuilderError, UsageError
 from builder.release.reader import open_release
 from builder.release.views import open_views
 from builder.sql import catalog, render, run
-from builder.sql.record import record
 
 
 @pytest.fixture(scope="module")
@@ -347,24 +346,6 @@ def test_the_readme_index_links_every_query() -> None:
     assert {line.replace("\\|", "").count("|") for line in rows} == {3, 4}
     for asked in catalog.list_queries():
         assert f"[`{asked.name}`](queries/{asked.name}.sql)" in text
-
-
-def test_every_answer_is_written_beside_a_release(release: Path, tmp_path: Path) -> None:
-    run.write_answers(str(release), tmp_path / "answers")
-    written = sorted(p.stem for p in (tmp_path / "answers").iterdir())
-    assert written == [q.name for q in catalog.list_findings()]
-    one = tmp_path / "answers" / "06_sparsity_overall.csv"
-    assert one.read_bytes() == ask(release, "06_sparsity_overall")[0]
-
-
-def test_a_kept_version_is_never_replaced_by_another_release(release: Path, tmp_path: Path) -> None:
-    kept = record(release, tmp_path / "kept")
-    manifest = (kept / "manifest.json").read_bytes()
-    assert record(release, tmp_path / "kept") == kept, "the same release once more"
-    other = synthetic_release.write_tables(tmp_path / "other", {}, {})
-    with pytest.raises(UsageError, match=r"v0\.1\.0 keeps another release of version 0\.1\.0"):
-        record(other, tmp_path / "kept")
-    assert (kept / "manifest.json").read_bytes() == manifest
 
 
 @pytest.mark.parametrize("name", ["a[1]b", "a*b", "a?b", "a[*]b", "a{x,y}b", "it's"])

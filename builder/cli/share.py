@@ -20,21 +20,45 @@ from builder.cli.app import (
     print_json,
     say,
 )
-from builder.errors import UsageError
+from builder.errors import EXIT_FAILURE, UsageError
+
+SHOWN = 10
+"""Differences of one recorded file that are shown."""
 
 
 @app.command(rich_help_panel=SHARE)
 def record(
     release: Release,
     folder: Annotated[Path, typer.Option(help="Where versions are kept.")] = Path("release"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Only compare with what is kept, within tolerances.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Renew what is kept of this version.")
+    ] = False,
 ) -> None:
-    """Keep a version in the project: manifest, the answer of every query, notes to fill in.
+    """Keep a version in the project: manifest, answers and tables as CSV, notes to fill in.
 
-    Example: builder record out/paper
+    Example: builder record out/mini --check
     """
-    from builder.sql.record import record
+    from builder.check import record as recording
 
-    say(f"{record(release, folder)}: manifest.json, answers/, NOTES.md")
+    if check and update:
+        raise UsageError("--check writes nothing, --update does: which one?")
+    if not check:
+        say(f"{recording.record(release, folder, update=update)}: {recording.KEPT}")
+        return
+    found = recording.check(release, folder)
+    for path, lines in found.items():
+        sys.stdout.writelines(f"{line}\n" for line in lines[:SHOWN])
+        if len(lines) > SHOWN:
+            sys.stdout.write(f"{path}: {len(lines) - SHOWN:,} more\n")
+    if found:
+        n = sum(map(len, found.values()))
+        say(f"{release}: {n:,} differences from what is recorded")
+        say(f"  if they are meant: builder record {release} --update")
+        raise typer.Exit(EXIT_FAILURE)
+    say(f"{release}: as recorded")
 
 
 @app.command(rich_help_panel=SHARE)

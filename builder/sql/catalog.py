@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import duckdb
+
 from builder.errors import UsageError
 from builder.files import project_file
 
@@ -83,6 +85,23 @@ def list_queries() -> list[Query]:
     folder = project_file("queries")
     files = [*sorted(folder.glob("[0-9]*.sql")), *sorted((folder / "audit").glob("*.sql"))]
     return [_read(f, f.relative_to(folder).with_suffix("").as_posix()) for f in files]
+
+
+def definitions(sql: str) -> dict[str, str]:
+    """The statements of views.sql that a query stands on, by the name that each makes, in order."""
+    text = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
+    known: dict[str, str] = {}
+    for statement in duckdb.extract_statements(text):
+        body = re.sub(r"(?m)^\s*--.*\n?", "", statement.query).strip().rstrip(";")
+        if made := re.search(r"create or replace (?:view|macro) (\w+)", body):
+            known[made[1]] = body
+    wanted: set[str] = set()
+    waiting = [sql]
+    while waiting:
+        found = known.keys() & set(re.findall(r"\w+", waiting.pop())) - wanted
+        wanted |= found
+        waiting += [known[name] for name in found]
+    return {name: body for name, body in known.items() if name in wanted}
 
 
 def list_findings() -> list[Query]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import duckdb
@@ -15,7 +13,6 @@ import pyarrow as pa
 
 from builder import hub
 from builder.errors import UsageError
-from builder.files import write_atomic
 from builder.release.reader import open_release
 from builder.release.views import explained, first_line, one_select, open_views
 from builder.secrets import redact
@@ -163,14 +160,3 @@ def _check_model(con: duckdb.DuckDBPyConnection, query: Query, params: Mapping[s
             + (f"; did you mean {', '.join(near)}?" if near else "."),
             hint='`builder query "select model_id from models"` names them.',
         )
-
-
-def write_answers(release: str, folder: Path) -> None:
-    """The answer of every finding query on a release, as folder/NN_subject.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_views(open_release(release)) as con:
-        for query in catalog.list_findings():
-            answer = run_query(con, query)
-            text = io.BytesIO()
-            render.write(answer.name, answer.schema, answer.batches, "csv", text)
-            write_atomic(folder / f"{query.name}.csv", text.getvalue())
