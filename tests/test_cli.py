@@ -139,6 +139,21 @@ def test_a_reason_that_models_share_was_told_once_for_each_and_named_it_twice(tm
     assert [done.stderr.count(name) for name in names] == [1, 1]
 
 
+def test_a_first_layer_that_could_not_be_measured_was_told_in_its_table_alone(tmp_path: Path):
+    cohort = write_cohort(tmp_path / "c.csv")
+    cohort.write_text(cohort.read_text().replace("toy_networks:wide", "toy_networks:OneLogit"))
+    out = tmp_path / "out"
+    done = run("build", "--cohort", cohort, "--out", out, "--weights", "seeded:0", "-q")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "first layer" in line]
+    assert line.startswith(
+        "first layer not measured: cifar10-robust-beta, cifar10-standard-beta: "
+        "pgd: OneLogit on 32 x 32 images"
+    )
+    assert "expected logits (n, k), k > 1, found (4, 1)" in line
+    assert run("verify", out, "--full").returncode == 0  # the filters are kept
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -18,7 +18,7 @@ from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
 from builder.measure.own import measure_module, measure_state
 from builder.measure.recognise import digest, indexed, recognise, split, without_prefix
-from builder.measure.target import measure
+from builder.measure.target import measure, measure_checkpoint
 from builder.metrics.layer import measure_layers
 from builder.network.extract import iter_layers
 from builder.network.trace import trace
@@ -106,6 +106,33 @@ def test_a_wrapped_network_is_that_network(wrap) -> None:
     model = seeded(networks.preact_resnet18_w16())
     plain, wrapped = measure_module(model, name="x"), measure_module(wrap(model), name="x")
     assert plain.layers.equals(wrapped.layers) and plain.constructor == wrapped.constructor
+
+
+def test_a_checkpoint_that_is_in_no_cohort_was_called_by_the_id_of_a_cohorts_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shards").mkdir()
+    for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors"):
+        (Path("shards") / name).write_text("{}")
+    Path("empty").mkdir()
+    torch.save({"conv.weight": torch.rand(4, 3, 3, 3)}, "w.pt")
+    subjects: set[str] = set()
+    for address, constructor, said in (
+        ("shards", None, r"^shards holds a checkpoint in several files \(shards"),
+        ("empty", None, "^empty holds 0 checkpoints"),
+        ("none.pt", None, "^there is no checkpoint none.pt"),
+        ("odd:none.pt", None, "^checkpoint 'odd:none.pt' is of no known form"),
+        ("http://weights.invalid/w.pt", None, "^the host name weights.invalid does not resolve"),
+        ("w.pt", "timm:resnet18", r"another architecture than w.pt \(timm:resnet18\)"),
+    ):
+        with pytest.raises(BuilderError, match=said) as error:
+            measure_checkpoint(
+                address, constructor=constructor, report=lambda *words: subjects.add(words[0])
+            )
+        for text in (str(error.value), error.value.hint):
+            assert "cifar10" not in text and "cohort" not in text and "--checkpoints" not in text
+    assert subjects <= {"shards", "empty", "none.pt", "odd:none.pt", "w.pt"}
 
 
 def test_a_view_of_layers_is_chosen_by_patterns() -> None:

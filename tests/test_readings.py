@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fileserver import serve
+from test_checkpoint import tar_of, zip_of
 from test_sources import State, Tiny, agree, load, prefixed, random_state, spec, torch_bytes
 from torch import Tensor, nn
 
-from builder.errors import BuilderError
+from builder.errors import BuilderError, UsageError
 from builder.sources import fetch as sources
 from builder.sources.addresses import resolve, split_inside
 from builder.sources.checkpoint import read_checkpoint
@@ -24,7 +28,8 @@ A, B = random_state(Tiny(), 1), random_state(Tiny(), 2)
 def fit(folder: Path, content: Any, inside: str | None = None) -> Any:
     path = folder / "w.pt"
     path.write_bytes(torch_bytes(content))
-    return fit_state([read_checkpoint(path)], Tiny(), "net", inside)
+    names = (inside,) if inside else ()
+    return fit_state([read_checkpoint(path, inside=names)], Tiny(), "net")
 
 
 SEVERAL: dict[str, tuple[Any, str, str]] = {
@@ -116,9 +121,75 @@ def test_the_name_inside_is_read_and_shown_but_not_fetched(tmp_path: Path) -> No
     assert agree(load(model, tmp_path), B)
     assert sources.describe(model).url == "w.pt#b.model"
     for address in ("https://x.org/w.pt", "hf://a/b/w.pt@v1", "zenodo:12/w.pt", "timm:resnet18"):
-        plain, named = resolve(spec(address)), resolve(spec(f"{address}#b.model"))
-        assert named.remote == plain.remote
-        assert named.url == f"{plain.url}#b.model"
+        for inside in ("b.model", "run/last.pt", "run/last.pt#b.model"):
+            plain, named = resolve(spec(address)), resolve(spec(f"{address}#{inside}"))
+            assert named.remote == plain.remote
+            assert named.url == f"{plain.url}#{inside}"
+
+
+MEMBERS = {
+    "./run/best.pt": {"a": A, "b": B},
+    "run/last.pt": {"state_dict": B},
+    "other/last.pt": A,
+    "plain": A,
+    "notes.txt": None,
+}
+CHOSEN: dict[str, Any] = {
+    "run/last.pt": B,
+    "./run/last.pt": B,
+    "other/last.pt": A,
+    "plain": A,
+    "run/best.pt#b": B,
+    "best.pt#a": A,
+}
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "stored.zip", "zip.tar"])
+def test_one_of_several_checkpoints_in_an_archive_could_not_be_chosen(
+    tmp_path: Path, kind: str
+) -> None:
+    members = {n: b"x" if c is None else torch_bytes(c) for n, c in MEMBERS.items()}
+    path = tmp_path / f"w.{kind}"
+    if kind == "tar.gz":
+        path.write_bytes(gzip.compress(tar_of(tmp_path / "w.tar", members).read_bytes()))
+    elif kind == "tar":
+        tar_of(path, members)
+    else:
+        stored = zipfile.ZIP_STORED if kind == "stored.zip" else zipfile.ZIP_DEFLATED
+        inner = zip_of(tmp_path / "all.zip", members, stored)
+        if kind == "zip.tar":  # the only checkpoint of the tar by its name: it is not asked for
+            tar_of(path, {"all.tar": inner.read_bytes()})
+        else:
+            inner.rename(path)
+    for inside, weights in CHOSEN.items():
+        model = spec(f"{path}#{inside}")
+        assert agree(load(model, tmp_path), weights), inside
+        assert sources.describe(model).url == f"w.{kind}#{inside}"
+    for inside, said in (
+        ("", r"3 checkpoints \('./run/best.pt', 'run/last.pt', 'other/last.pt'\)\."),
+        ("#last.pt", "'last.pt' names 2 of them"),
+        ("#b", "'b' names none of them"),
+        ("#best.pt", "holds 2 networks that fit equally well: #a, #b"),
+        ("#best.pt#c", "has nothing below 'c'"),
+        ("#notes.txt", "plain text"),
+    ):
+        with pytest.raises(BuilderError, match=said) as error:
+            load(spec(f"{path}{inside}"), tmp_path)
+        if "checkpoints" in str(error.value):
+            assert "e.g. FILE#./run/best.pt" in error.value.hint
+
+
+def test_a_mistyped_member_cost_the_download(tmp_path: Path) -> None:
+    members = {"a.pt": torch_bytes(A), "b.pt": torch_bytes(B)}
+    with serve() as server:
+        server.files["/w.tar"] = tar_of(tmp_path / "w.tar", members).read_bytes()
+        for inside in ("", "#c.pt"):
+            with pytest.raises(UsageError, match="2 checkpoints"):
+                load(spec(f"{server.url}/w.tar{inside}"), tmp_path)
+        assert not (tmp_path / "checkpoints.lock").exists()
+        assert agree(load(spec(f"{server.url}/w.tar#b.pt"), tmp_path), B)
+        assert agree(load(spec(f"{server.url}/w.tar#a.pt"), tmp_path), A)
+        assert server.ranges_asked().count(None) == 1  # the whole file was sent once
 
 
 def test_a_path_with_a_number_sign_is_a_path(tmp_path: Path) -> None:
@@ -126,7 +197,7 @@ def test_a_path_with_a_number_sign_is_a_path(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "w#1.pt").write_bytes(torch_bytes(A))
     for path in (folder, folder / "w#1.pt"):
-        assert split_inside(str(path)) == (str(path), None)
+        assert split_inside(str(path)) == (str(path), ())
         assert agree(load(spec(str(path)), tmp_path), A)
     (folder / "w#1.pt").write_bytes(torch_bytes({"a": A, "b": B}))
     assert agree(load(spec(f"{folder}/w#1.pt#b"), tmp_path), B)

@@ -60,3 +60,10 @@ class Chain(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = torch.relu(norm(conv(x)))
         return self.last(torch.relu(self.single(x))).mean(dim=(2, 3))
+
+
+class OneLogit(Toy):
+    """One logit: its first layer answers to random signs, and there is no class to attack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :1]

@@ -80,11 +80,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a build ended: failed models and their reasons, and problems inside finished ones."""
+    """How a build ended: failed models and their reasons, and problems inside finished ones.
+
+    `unmeasured`: of finished models whose first-layer response has null rows, why.
+    """
 
     n_models: int
     failures: dict[str, BuilderError]
     problems: list[str]
+    unmeasured: dict[str, str] = field(default_factory=dict)
     already_there: bool = False
 
 
@@ -131,13 +135,14 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
                 return Outcome(len(selected.models), plan.failures, [])  # what is there stays
             workspace.begin(made_of, options.fresh)
             failures = plan.failures | _build_models(workspace, planned, options, device, report)
+            unmeasured = _unmeasured(workspace, planned)
             if failures:
-                return Outcome(len(selected.models), failures, [])
+                return Outcome(len(selected.models), failures, [], unmeasured)
             entries = [_entry(workspace, p) for p in planned]
             problems = finish.finish(
                 out, made_of, selected, planned, entries, max(1, options.jobs), report
             )
-            return Outcome(len(planned), {}, problems)
+            return Outcome(len(planned), {}, problems, unmeasured)
     except OSError as e:
         raise _disk_error(e, out) from e
 
@@ -162,7 +167,7 @@ def _changed(spec: ModelSpec, sha256: str | None) -> bool:
     if address is None or not address.local:
         return False
     try:
-        return file_sha256(local_file(spec, address)) != sha256
+        return file_sha256(local_file(address)) != sha256
     except (UsageError, OSError):  # gone, or not to be read
         return False
 
@@ -186,6 +191,22 @@ def _entry(workspace: Workspace, planned: PlannedModel) -> dict[str, Any]:
             hint="run the same command again.",
         )
     return entry
+
+
+def _unmeasured(workspace: Workspace, planned: list[PlannedModel]) -> dict[str, str]:
+    """Why the first-layer response of a finished model could not be measured, or not all of it."""
+    found: dict[str, str] = {}
+    for p in planned:
+        entry = workspace.entry(p.spec.model_id)
+        why: dict[str, list[str]] = {}
+        for row in entry["first_layer"] if entry else ():
+            if row["reason"] is not None:
+                why.setdefault(row["reason"], []).append(row["perturbation"])
+        if why:
+            found[p.spec.model_id] = "; ".join(
+                f"{' and '.join(dict.fromkeys(kinds))}: {reason}" for reason, kinds in why.items()
+            )
+    return found
 
 
 def _still_good(entry: dict[str, Any], spec: ModelSpec) -> bool:

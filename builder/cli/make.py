@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,6 +29,8 @@ from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError
 
 if TYPE_CHECKING:
     from builder.cohort.registry import Cohort
+
+T = TypeVar("T")
 
 
 @app.command(rich_help_panel=MAKE)
@@ -149,6 +151,8 @@ def build(
     with progress.show(quiet) as report:
         outcome = build(chosen, root, options, report)
     _say_failures(outcome.failures, debugging(ctx))
+    for why, names in _shared(outcome.unmeasured).items():
+        say(f"first layer not measured: {', '.join(names)}: {why}")
     for problem in outcome.problems:
         say(f"problem: {problem}")
     if outcome.failures:
@@ -169,12 +173,17 @@ def _say_failures(failures: Mapping[str, BuilderError], debug: bool) -> None:
     """Every failed model by name, and each reason once, however many models share it."""
     for error in failures.values() if debug else ():
         traceback.print_exception(error)
-    models: dict[tuple[str, str], list[str]] = {}
-    for model_id, error in failures.items():
-        reason = str(error).removeprefix(f"{model_id}: ")
-        models.setdefault((reason, error.hint), []).append(model_id)
-    for (reason, hint), names in models.items():
+    reasons = {m: (str(error).removeprefix(f"{m}: "), error.hint) for m, error in failures.items()}
+    for (reason, hint), names in _shared(reasons).items():
         say(f"failed: {', '.join(names)}: {reason}" + (f"\n  {hint}" if hint else ""))
+
+
+def _shared(reasons: Mapping[str, T]) -> dict[T, list[str]]:
+    """Each reason once, with the models that share it."""
+    models: dict[T, list[str]] = {}
+    for model_id, reason in reasons.items():
+        models.setdefault(reason, []).append(model_id)
+    return models
 
 
 def _summary(root: Path, already_there: bool) -> None:

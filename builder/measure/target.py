@@ -95,15 +95,14 @@ def measure_checkpoint(
     if kind == "timm" and constructor is None:
         constructor = f"timm:{rest.partition('.')[0]}"
     name = name or PurePosixPath(address.partition("#")[0].rstrip("/")).name
-    spec = ModelSpec(
-        name, dataset or "cifar10", False, constructor or "", constructor or "", address
-    )
+    spec = _Own(name, dataset or "cifar10", False, constructor or "", constructor or "", address)
     fetched = sources.fetch(
         spec,
         cache=cache_folder(),
         checkpoints=None,
         pins=pins_file(),
         report=report or (lambda subject, what, done, total: None),
+        by_hand=False,
     )
     state: Mapping[str, Tensor]
     if constructor is not None:
@@ -115,9 +114,8 @@ def measure_checkpoint(
                 f"{address} is an ensemble of {len(fetched.files)} files.",
                 hint="name its architecture with --constructor.",
             )
-        state, graph = _recognised(
-            read_checkpoint(fetched.files[0]), split_inside(spec.checkpoint)[1]
-        )
+        _, inside = split_inside(spec.checkpoint)
+        state, graph = _recognised(read_checkpoint(fetched.files[0], inside=inside))
     measured = measure_graph(name, state, graph, dataset, layers, report)
     if not first_layer:
         return measured
@@ -133,6 +131,14 @@ def measure_checkpoint(
     return with_response(measured, model, network.convs, network.image_size)
 
 
+class _Own(ModelSpec):
+    """A network that is in no cohort, and called as it is."""
+
+    @property
+    def model_id(self) -> str:
+        return self.network
+
+
 @dataclass(frozen=True)
 class _Network:
     """One network in a checkpoint: what a user calls it, its tensors by plain key, and the
@@ -143,14 +149,14 @@ class _Network:
     found: Recognised | None
 
 
-def _recognised(checkpoint: Checkpoint, inside: str | None) -> tuple[Mapping[str, Tensor], Graph]:
+def _recognised(checkpoint: Checkpoint) -> tuple[Mapping[str, Tensor], Graph]:
     """The weights of a checkpoint, and the graph of the architecture that their keys meet.
 
     Raises:
         BuilderError: no weights of a convolution, or several sets of them.
     """
     networks: list[_Network] = []
-    for source in top_ranked(named(checkpoint, inside)):
+    for source in top_ranked(named(checkpoint)):
         for network in _networks(source):
             if all(network.weights != other.weights for other in networks):
                 networks.append(network)

@@ -6,7 +6,7 @@ no second, uncompressed copy is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -124,23 +124,32 @@ class Release:
                 chosen = None if layers is None else wanted[model_id]
                 yield from _batches(self.fetch(path), model_id, chosen, view, batch_rows)
 
-    def sql(self, query: str, *, memory_limit: str | None = None) -> pa.Table:
+    def sql(
+        self,
+        query: str,
+        params: Mapping[str, object] | Sequence[object] | None = None,
+        *,
+        memory_limit: str | None = None,
+    ) -> pa.Table:
         """The answer of one SELECT over the views `models`, `pairs`, `layers`, `pca`,
         `histograms`, `first_layer`, `paper` and `filters` (and those of queries/views.sql).
 
         Args:
             query: DuckDB SQL.
+            params: values that DuckDB binds: by name to `$name`, or in their order to `?`. A value
+                is never read as SQL.
             memory_limit: of DuckDB, e.g. "4GB".
 
         Raises:
-            UsageError: not one SELECT, or what DuckDB finds wrong with it.
+            UsageError: not one SELECT, a value too many or too few, or what DuckDB finds wrong.
             NetworkError: a release on the Hub that cannot be read.
         """
         from builder.release.views import explained, one_select, open_views
 
         one_select("the query", query)
+        bound = dict(params) if isinstance(params, Mapping) else list(params or ())
         with open_views(self, memory_limit=memory_limit) as con, explained("the query"):
-            return con.sql(query).to_arrow_table()
+            return con.sql(query, params=bound or None).to_arrow_table()
 
     def weight(
         self, model_id: str, layer: str | int, *, view: str = "trained"

@@ -8,9 +8,10 @@ http://..., https://...          any file
 embedded:PACKAGE/PATH            a file inside an installed package
 a path                           a file, or a folder with exactly one checkpoint
 
-Any of them may end in #NAME: which of several networks inside the file, by the dotted path that
-leads to it or a prefix of its keys (w.pt#student.model). It is part of what is read, not of what is
-fetched.
+Any of them may end in #NAME: which of several checkpoints in an archive, by its path there or the
+end of it (w.tar#run/last.pt); which of several networks inside the file, by the dotted path that
+leads to it or a prefix of its keys (w.pt#student.model); or both, in this order
+(w.tar#run/last.pt#student.model). It is part of what is read, not of what is fetched.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from builder.cohort.registry import ModelSpec
 from builder.errors import UsageError
 from builder.secrets import public
 from builder.sources.constructors import robustbench_entry, robustbench_name
-from builder.sources.packing import SUFFIXES
+from builder.sources.packing import SUFFIXES, Names
 
 DRIVE, ZENODO, HUB = "https://drive.google.com", "https://zenodo.org", "https://huggingface.co"
 
@@ -63,15 +64,21 @@ class Address:
     url: str = ""  # what to show for it
 
 
-def split_inside(checkpoint: str) -> tuple[str, str | None]:
-    """The address of a file, and the name of the network inside it that is meant, if any.
+def split_inside(checkpoint: str) -> tuple[str, Names]:
+    """The address of a file, and the names of what is meant inside it, if any.
 
-    A path that exists as it is written has no such name, whatever its spelling.
+    A path that exists as it is written has no such names, whatever its spelling.
     """
-    file, mark, inside = checkpoint.rpartition("#")
-    if not (mark and file and inside) or "/" in inside or Path(checkpoint).expanduser().exists():
-        return checkpoint, None
-    return file, inside
+    file, names = checkpoint, tuple[str, ...]()
+    for _ in ("network", "member"):
+        before, _, name = file.rpartition("#")
+        if not (before and name) or Path(file).expanduser().exists():
+            break
+        remote = before.partition(":")[0] in _FORMS
+        if "/" in name and not remote and not Path(before).expanduser().exists():
+            break  # a path of the user's, misspelt
+        file, names = before, (name, *names)
+    return file, names
 
 
 def resolve(spec: ModelSpec) -> Address:
@@ -81,17 +88,17 @@ def resolve(spec: ModelSpec) -> Address:
         UsageError: no such form, or an unknown RobustBench model.
     """
     text, inside = split_inside(spec.checkpoint)
-    address = _parse(spec, text)
-    return replace(address, url=f"{address.url}#{inside}") if inside else address
+    address = _parse(text)
+    return replace(address, url="#".join((address.url, *inside)))
 
 
-def _parse(spec: ModelSpec, text: str) -> Address:
+def _parse(text: str) -> Address:
     kind, colon, rest = text.partition(":")
     if colon and kind in _FORMS:
         return _FORMS[kind](rest)
     if re.match(r"[A-Za-z][A-Za-z+]+:", text):  # two letters or more: not a Windows drive
         raise UsageError(
-            f"{spec.model_id}: checkpoint {public(text)!r} is of no known form.",
+            f"checkpoint {public(text)!r} is of no known form.",
             hint=f"expected {', '.join(_FORMS)}: ..., or a path.",
         )
     path = Path(text).expanduser()
@@ -99,7 +106,7 @@ def _parse(spec: ModelSpec, text: str) -> Address:
     return Address("file", local=(path,), url=path.name)
 
 
-def local_file(spec: ModelSpec, address: Address) -> Path:
+def local_file(address: Address) -> Path:
     """The file a local or embedded address means.
 
     Raises:
@@ -110,12 +117,12 @@ def local_file(spec: ModelSpec, address: Address) -> Path:
         return path
     if not path.is_dir():
         raise UsageError(
-            f"{spec.model_id}: there is no checkpoint {path}.",
+            f"there is no checkpoint {path}.",
             hint="expected a file, or a folder with exactly one checkpoint.",
         )
     if shards := sorted(p.name for p in path.glob("*.index.json")):
         raise UsageError(
-            f"{spec.model_id}: {path} holds a checkpoint in several files (shards, listed in "
+            f"{path} holds a checkpoint in several files (shards, listed in "
             f"{shards[0]}); expected one file.",
             hint="load all its parts, join their dictionaries, and save that as one safetensors "
             "file.",
@@ -123,7 +130,7 @@ def local_file(spec: ModelSpec, address: Address) -> Path:
     found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
     if len(found) != 1:
         raise UsageError(
-            f"{spec.model_id}: {path} holds {len(found)} checkpoints; expected exactly one"
+            f"{path} holds {len(found)} checkpoints; expected exactly one"
             + (f" (found {', '.join(p.name for p in found[:5])})." if found else "."),
             hint=f"checkpoints end in {', '.join(SUFFIXES)}.",
         )

@@ -22,7 +22,7 @@ from builder.sources.formats import (
     read_zip,
     stored_tensors,
 )
-from builder.sources.packing import Span, unpacked
+from builder.sources.packing import Names, Span, unpacked
 from builder.sources.stored import Malformed, StoredTensor
 
 if TYPE_CHECKING:
@@ -42,10 +42,13 @@ class Checkpoint:
     Attributes:
         name: path of the file, and of the archive's member where there is one.
         tree: what the file holds: dictionaries, numbers, text, StoredTensor leaves.
+        inside: which of several networks in it is meant, if any: a dotted path or a prefix of its
+            keys.
     """
 
     name: str
     tree: Any
+    inside: str
     _span: Span = field(repr=False)
     _extents: Extents = field(repr=False)
 
@@ -76,19 +79,21 @@ class Checkpoint:
         return damaged_entry(self._span) if self._span.head(4) == _ZIP else None
 
 
-def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, name: str | None = None, inside: Names = ()) -> Checkpoint:
     """Open a checkpoint and check that every tensor it describes lies inside the file.
 
     Args:
         name: what messages call the file, if not by its path.
+        inside: what is meant inside it: a member of an archive, a network.
 
     Raises:
         WrongContent: truncated, of no known format, or a pickle that would run code.
+        UsageError: an archive with several checkpoints, none of which is named.
         BuilderError: a file that cannot be read.
     """
     name = name or str(path)
     try:
-        span = unpacked(path, name)
+        span, inside = unpacked(path, name, inside)
         name = span.name
         tree, extents = _read(span)
     except Malformed as e:
@@ -96,7 +101,7 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
             f"{name} is no usable checkpoint: {e}; {_EXPECTED}.",
             hint=e.hint or "if it was downloaded, delete it and fetch it again.",
         ) from None
-    return Checkpoint(name, tree, span, extents)
+    return Checkpoint(name, tree, "#".join(inside), span, extents)
 
 
 def _read(span: Span) -> tuple[Any, Extents]:

@@ -20,7 +20,7 @@ from builder.sources.checkpoint import read_checkpoint
 from builder.sources.constructors import construct, instantiate
 from builder.sources.download import download, storage_errors
 from builder.sources.hosts import NoHost, Resolves, resolver
-from builder.sources.packing import SUFFIXES
+from builder.sources.packing import SUFFIXES, Names
 from builder.sources.state import FittedState, fit_state
 from builder.sources.watch import watch
 
@@ -85,6 +85,7 @@ def fetch(
     pins: Path,
     report: Report,
     resolves: Resolves | None = None,
+    by_hand: bool = True,
 ) -> Fetched:
     """The checkpoint files of a model: by hand, from the cache, or downloaded.
 
@@ -96,13 +97,15 @@ def fetch(
         report: told the model, the file's name, the bytes there and the bytes expected; what it
             raises ends the call at once, whatever a server or another process keeps it waiting for.
         resolves: from `resolver()`, shared by the models of a build.
+        by_hand: whether the user can name a folder `checkpoints`, and is told so.
 
     Raises:
         UsageError: a wrong address, or a local file that is not there.
         NetworkError: a file that cannot be downloaded.
         BuilderError: a file that is not what was pinned, or is no checkpoint.
     """
-    asked = _Asked(spec.model_id, pins, resolves or resolver(), report)
+    _, inside = split_inside(spec.checkpoint)
+    asked = _Asked(spec.model_id, pins, resolves or resolver(), report, inside, by_hand)
     work = partial(_fetch, spec, resolve(spec), cache, checkpoints)
     return watch(lambda say: work(replace(asked, report=say)), spec.model_id, report)
 
@@ -115,6 +118,8 @@ class _Asked:
     pins: Path
     resolves: Resolves
     report: Report
+    inside: Names
+    by_hand: bool
 
 
 def _fetch(
@@ -122,12 +127,13 @@ def _fetch(
 ) -> Fetched:
     try:
         if address.local:
-            path = local_file(spec, address)
-            read_checkpoint(path)  # what is none is told before a digest of all its bytes is made
+            path = local_file(address)
+            # What is none is told before a digest of all its bytes is made.
+            read_checkpoint(path, inside=asked.inside)
             return Fetched((path,), (address.url,), file_sha256(path), path.stat().st_size)
         by_hand = _by_hand(spec, address, checkpoints) if checkpoints is not None else []
         if by_hand:
-            checked = [_check(path, key, asked.pins) for path, key in by_hand]
+            checked = [_check(path, key, asked) for path, key in by_hand]
             return _fetched(address, [path for path, _ in by_hand], checked, cached=False)
         fetched = [
             _from_hub(remote, asked)
@@ -138,18 +144,10 @@ def _fetch(
     except OSError as e:  # a file or folder without the right to read it
         where = e.filename or spec.checkpoint
         raise BuilderError(f"cannot read the checkpoint {where}: {e.strerror or e}.") from None
-    except NoHost:
-        raise
     except NetworkError as e:
-        names = "; ".join(
-            " or ".join(n for n, _ in _names(spec, address, i)[:3])
-            for i in range(len(address.remote))
-        )
-        raise NetworkError(
-            str(e),
-            hint=f"{e.hint} A file fetched by hand is taken from --checkpoints DIR under the name "
-            f"{names}.".strip(),
-        ) from None
+        if asked.by_hand:
+            e.hint = f"{e.hint} {_said_of_names(spec, address, e)}".strip()
+        raise
     return _fetched(address, [f for f, _ in fetched], [d for _, d in fetched], cached=True)
 
 
@@ -164,9 +162,11 @@ def load_state(spec: ModelSpec, fetched: Fetched, model: nn.Module) -> FittedSta
     Raises:
         BuilderError: an unusable or malicious file, or one of another architecture.
     """
-    what = f"{spec.model_id} ({spec.architecture}, {spec.constructor})"
+    named = ", ".join(dict.fromkeys((spec.architecture, spec.constructor)))
+    what = f"{spec.model_id} ({named})"
     _, inside = split_inside(spec.checkpoint)
-    return fit_state([read_checkpoint(path) for path in fetched.files], model, what, inside)
+    files = [read_checkpoint(path, inside=inside) for path in fetched.files]
+    return fit_state(files, model, what)
 
 
 def discard(fetched: Fetched) -> None:
@@ -190,13 +190,13 @@ def _fetched(
     return Fetched(tuple(files), tuple(r.address for r in address.remote), whole, size, cached)
 
 
-def _check(file: Path, key: str, pins: Path) -> str:
+def _check(file: Path, key: str, asked: _Asked) -> str:
     """Pin the digest of a file that can be read as a checkpoint, or check it; return it."""
-    digest = file_sha256(file)
+    digest, pins = file_sha256(file), asked.pins
     pinned = digests.read_pins(pins).get(key)
     if pinned is not None and pinned[0] != digest:
         raise digests.changed(key, pins, pinned[0], digest)
-    opened = read_checkpoint(file, name=key)  # never pin the digest of half a file,
+    opened = read_checkpoint(file, key, asked.inside)  # never pin the digest of half a file,
     if pinned is None and (damaged := opened.damaged_entry()):  # nor of a damaged one
         raise digests.WrongContent(
             f"{key} is no usable checkpoint: its entry {damaged} is damaged: it does not meet its "
@@ -212,7 +212,7 @@ def _download(remote: Remote, folder: Path, asked: _Asked) -> tuple[Path, str]:
     # Two files that only a secret part of their addresses tells apart are two files here.
     whole = remote.url if public(remote.url) == remote.address else remote.address
     path = folder / f"{_tag(whole)}-{remote.name}"
-    check = partial(_check, key=remote.address, pins=asked.pins)
+    check = partial(_check, key=remote.address, asked=asked)
     if path.exists():
         try:
             return path, check(path)
@@ -234,7 +234,7 @@ def _download(remote: Remote, folder: Path, asked: _Asked) -> tuple[Path, str]:
 def _from_hub(remote: Remote, asked: _Asked) -> tuple[Path, str]:
     """As `_download`, by the Hub's client: its tokens, cache, offline mode and protocols."""
     assert remote.hub is not None
-    check = partial(_check, key=remote.address, pins=asked.pins)
+    check = partial(_check, key=remote.address, asked=asked)
     cached = not asked.resolves(remote.url)
     get = partial(hub_file.download, *remote.hub, subject=asked.model_id, report=asked.report)
     try:
@@ -276,6 +276,17 @@ def _by_hand(spec: ModelSpec, address: Address, folder: Path) -> list[tuple[Path
             f"lacks {', '.join(missing)}."
         )
     return found
+
+
+def _said_of_names(spec: ModelSpec, address: Address, error: NetworkError) -> str:
+    """What to do for a model whose files cannot be fetched; the same for all behind one host."""
+    taken = "A file fetched by hand is taken from --checkpoints DIR"
+    if isinstance(error, NoHost):
+        return f"{taken}."
+    names = "; ".join(
+        " or ".join(n for n, _ in _names(spec, address, i)[:3]) for i in range(len(address.remote))
+    )
+    return f"{taken} under the name {names}."
 
 
 def _names(spec: ModelSpec, address: Address, index: int) -> list[tuple[str, str]]:

@@ -19,8 +19,7 @@ class NoHost(NetworkError):
     def __init__(self, url: str) -> None:
         super().__init__(
             f"the host name {urlsplit(url).hostname} does not resolve (no network?).",
-            hint="connect, and run the same command again; files fetched by hand are taken from "
-            "--checkpoints DIR.",
+            hint="connect, and run the same command again.",
         )
 
 

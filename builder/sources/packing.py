@@ -1,4 +1,4 @@
-"""How checkpoints are packed for download: gzip, bzip2, xz, tar and zip, down to the one file.
+"""How checkpoints are packed for download: gzip, bzip2, xz, tar and zip, down to one file.
 
 What lies uncompressed in an archive is read where it lies. What is compressed is unpacked into an
 unnamed temporary file, so a path inside an archive can lead nowhere.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from builder.errors import BuilderError
+from builder.errors import BuilderError, UsageError
 from builder.sources.stored import Malformed
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin")
@@ -29,12 +29,16 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin")
 MAX_FILE_BYTES = 16 << 30
 _MAX_MEMBERS = 10_000
 _MAX_LAYERS = 4
+_SHOWN = 5
 _OPENERS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
     b"\xfd7zXZ\0": ("xz", lzma.open),
 }
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile)
+
+Names = tuple[str, ...]
+"""What is meant inside a file, outermost first: a member of an archive, a network in that."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,19 @@ class _Window(io.RawIOBase):
         return n
 
 
-def unpacked(path: Path, name: str) -> Span:
-    """The bytes of the one checkpoint in a file, out of whatever it is packed in.
+def unpacked(path: Path, name: str, inside: Names = ()) -> tuple[Span, Names]:
+    """The bytes of a checkpoint in a file, out of whatever it is packed in.
+
+    Args:
+        name: what messages call the file.
+        inside: what is meant inside it; the first may name a member of an archive.
+
+    Returns:
+        The checkpoint, and those of `inside` that did not name a member.
 
     Raises:
-        Malformed: empty, too large, damaged, or an archive without exactly one checkpoint.
+        Malformed: empty, too large, damaged, or an archive without a checkpoint.
+        UsageError: an archive with several checkpoints, none of which is named.
         BuilderError: a file that cannot be read.
     """
     try:
@@ -99,10 +111,10 @@ def unpacked(path: Path, name: str) -> Span:
                 raise Malformed(f"it has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
             span = _map(f, name)
         for _ in range(_MAX_LAYERS):
-            inner = _without_a_layer(span)
+            inner = _without_a_layer(span, inside)
             if inner is None:
-                return span
-            span = inner
+                return span, inside
+            span, inside = inner
     except IsADirectoryError:
         raise BuilderError(f"{path} is a folder; expected a checkpoint file.") from None
     except OSError as e:
@@ -145,15 +157,15 @@ def _map(f: IO[bytes], name: str) -> Span:
     return Span(memory, 0, len(memory), name)
 
 
-def _without_a_layer(span: Span) -> Span | None:
-    """What one layer of packing holds; None where the span is not packed."""
+def _without_a_layer(span: Span, inside: Names) -> tuple[Span, Names] | None:
+    """What one layer of packing holds, and the names not used up; None where it is not packed."""
     head = span.head(512)
     for magic, (kind, opener) in _OPENERS.items():
         if head.startswith(magic):
-            return _unpack(f"{kind} stream", span.name, opener(span.file()))
+            return _unpack(f"{kind} stream", span.name, opener(span.file())), inside
     if _is_tar(head):
-        return _tar_member(span)
-    return _unzip(span) if head.startswith(b"PK\x03\x04") else None
+        return _tar_member(span, inside)
+    return _unzip(span, inside) if head.startswith(b"PK\x03\x04") else None
 
 
 def _unpack(what: str, name: str, packed: IO[bytes]) -> Span:
@@ -180,19 +192,18 @@ def _copy(source: IO[bytes], out: IO[bytes], written: int) -> int:
     return written
 
 
-def _unzip(span: Span) -> Span | None:
-    """The one checkpoint of a zip file, or torch's own zip file with its entries uncompressed;
+def _unzip(span: Span, inside: Names) -> tuple[Span, Names] | None:
+    """A checkpoint of a zip file, or torch's own zip file with its entries uncompressed;
     None where it is that already."""
     entries = zip_entries(span)
     if not any(n.endswith("/data.pkl") for n in entries):
         for i, (name, entry) in enumerate(entries.items()):
             _check_member("zip", name, i, not entry.is_dir() and entry.external_attr >> 28 == 0xA)
-        found = [n for n in entries if _is_checkpoint(n)]
-        if len(found) == 1:
-            return _zip_member(span, entries[found[0]])
-        if found:
-            raise Malformed(_not_one("zip", found))
-        return None  # formats.py says what it is
+        files = [n for n, entry in entries.items() if not entry.is_dir()]
+        member, rest = _chosen(span, "zip", files, inside)
+        if member is None:
+            return None  # formats.py says what it is
+        return _zip_member(span, entries[member]), rest
     if all(e.compress_type == zipfile.ZIP_STORED for e in entries.values()):
         return None
     with tempfile.TemporaryFile() as out:
@@ -205,13 +216,16 @@ def _unzip(span: Span) -> Span | None:
         except (*_DAMAGED, RuntimeError, NotImplementedError) as e:
             raise Malformed(f"one of its compressed entries is damaged ({e})") from None
         out.flush()
-        return _map(out, span.name)
+        return _map(out, span.name), inside
 
 
 def _zip_member(span: Span, entry: zipfile.ZipInfo) -> Span:
     name = f"{span.name}: {entry.filename}"
     if entry.compress_type == zipfile.ZIP_STORED:
-        return Span(span.memory, *zip_extent(span, entry), name)
+        member = Span(span.memory, *zip_extent(span, entry), name)
+        if zlib.crc32(memoryview(member.memory)[member.start : member.end]) != entry.CRC:
+            raise Malformed("its zip entry is damaged: it does not meet its checksum")
+        return member
     with zipfile.ZipFile(span.file()) as z:
         return _unpack("zip entry", name, z.open(entry))
 
@@ -227,25 +241,49 @@ def _is_tar(head: bytes) -> bool:
     return True
 
 
-def _tar_member(span: Span) -> Span:
-    """The one checkpoint inside a tar."""
-    found: list[tarfile.TarInfo] = []
+def _tar_member(span: Span, inside: Names) -> tuple[Span, Names]:
+    """A checkpoint inside a tar."""
+    members: dict[str, tarfile.TarInfo] = {}  # the later of two of one name, as tar itself does
     try:
         with tarfile.open(fileobj=span.file(), mode="r:") as tar:
             for i, member in enumerate(tar):
                 odd = not (member.isreg() or member.isdir())
                 _check_member("tar", member.name, i, odd)
-                if member.isreg() and _is_checkpoint(member.name):
-                    found.append(member)
+                if member.isreg():
+                    members[member.name] = member
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as e:
         raise Malformed(f"it is a damaged or truncated tar file ({e})") from None
-    if len(found) != 1:
-        raise Malformed(_not_one("tar", [m.name for m in found]))
-    (member,) = found
+    name, rest = _chosen(span, "tar", list(members), inside)
+    if name is None:
+        raise Malformed("it is a tar file without a checkpoint")
+    member = members[name]
     begin = span.start + member.offset_data
     if member.issparse() or begin + member.size > span.end:
-        raise Malformed(f"it is a truncated tar file: {member.name!r} is not all there")
-    return Span(span.memory, begin, begin + member.size, f"{span.name}: {member.name}")
+        raise Malformed(f"it is a truncated tar file: {name!r} is not all there")
+    return Span(span.memory, begin, begin + member.size, f"{span.name}: {name}"), rest
+
+
+def _chosen(span: Span, kind: str, members: list[str], inside: Names) -> tuple[str | None, Names]:
+    """Which of an archive's files is meant: the one that is named, by its path or the end of it,
+    else its only checkpoint; None where it has none. And the names not used up.
+
+    Raises:
+        UsageError: several checkpoints.
+    """
+    checkpoints = [m for m in members if _is_checkpoint(m)]
+    if inside:
+        name = inside[0].removeprefix("./")
+        exact = [m for m in members if m.removeprefix("./") == name]
+        if len(hits := exact or [m for m in checkpoints if m.endswith(f"/{name}")]) == 1:
+            return hits[0], inside[1:]
+    if len(checkpoints) > 1:
+        shown = ", ".join(map(repr, checkpoints[:_SHOWN])) + ", ..." * (len(checkpoints) > _SHOWN)
+        called = f"; {inside[0]!r} names {len(hits) or 'none'} of them" if inside else ""
+        raise UsageError(
+            f"{span.name} is a {kind} file with {len(checkpoints)} checkpoints ({shown}){called}.",
+            hint=f"end `checkpoint` in the one that is meant, e.g. FILE#{checkpoints[0]}.",
+        )
+    return (checkpoints[0] if checkpoints else None), inside
 
 
 def _is_checkpoint(member: str) -> bool:
@@ -253,11 +291,6 @@ def _is_checkpoint(member: str) -> bool:
     path = PurePosixPath(member)
     attributes = path.name.startswith("._") or "__MACOSX" in path.parts
     return path.name.lower().endswith(SUFFIXES) and not attributes
-
-
-def _not_one(kind: str, found: list[str]) -> str:
-    names = ", ".join(map(repr, found[:5])) or "none"
-    return f"it is a {kind} file with {len(found)} checkpoints ({names}), not one"
 
 
 def _check_member(kind: str, name: str, index: int, link: bool) -> None:

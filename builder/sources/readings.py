@@ -133,9 +133,9 @@ def _named_pairs(node: list[Any] | tuple[Any, ...]) -> dict[str, Leaf]:
     return found
 
 
-def named(checkpoint: Checkpoint, inside: str | None) -> list[StateDict]:
-    """The state dicts of a checkpoint; with `inside`, what is below the outermost place of that
-    name: a dotted path through the file, or a prefix of the keys of one state dict.
+def named(checkpoint: Checkpoint) -> list[StateDict]:
+    """The state dicts of a checkpoint; of one with a name inside, what is below the outermost place
+    of that name: a dotted path through the file, or a prefix of the keys of one state dict.
 
     Raises:
         BuilderError: no weights, or none below `inside`.
@@ -149,6 +149,7 @@ def named(checkpoint: Checkpoint, inside: str | None) -> list[StateDict]:
             f"{checkpoint.name} holds no weights: no dictionary of named tensors was found.",
             hint="expected a state dict, bare or under a name such as 'state_dict'.",
         )
+    inside = checkpoint.inside
     if not inside:
         return found
     depths: dict[int, dict[int, dict[str, Leaf]]] = defaultdict(lambda: defaultdict(dict))

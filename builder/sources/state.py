@@ -80,9 +80,7 @@ class FittedState(Mapping[str, "Tensor"]):
         return len(self._found)
 
 
-def fit_state(
-    checkpoints: Sequence[Checkpoint], model: nn.Module, what: str, inside: str | None = None
-) -> FittedState:
+def fit_state(checkpoints: Sequence[Checkpoint], model: nn.Module, what: str) -> FittedState:
     """Tensors for the keys of `model.state_dict()`, in its order; shapes are the model's.
 
     A tensor is read when it is asked for, and not kept: whoever goes through the layers one by
@@ -98,7 +96,6 @@ def fit_state(
         checkpoints: the files of the model; several for an ensemble, in the order of its members.
         model: the architecture, on any device (meta included).
         what: the model's name for messages.
-        inside: which of several networks in each file, by a dotted path or prefix of its keys.
 
     Raises:
         BuilderError: a key that is missing or too much and touches a convolution or BatchNorm, a
@@ -115,7 +112,7 @@ def fit_state(
             {k: s for k, s in expected.shapes.items() if k in missing},
             {k: i for k, i in expected.aliases.items() if k in missing & expected.needed},
         )
-        best, *others = preferred(readings(named(checkpoint, inside), wanted))
+        best, *others = preferred(readings(named(checkpoint), wanted))
         read_as.append((checkpoint, [best, *others]))
         for key, weight in best.weights.items():
             if not (key.endswith(_COUNTER) and _shape(weight) != expected.shapes[key]):
@@ -142,7 +139,7 @@ def fit_state(
             hint=f"what fits is {beside[0].name!r}: to read that alone, end `checkpoint` in "
             f"#{beside[0].name}."
             if unexpected and not problems[1:] and beside
-            else "check the columns `constructor` and `checkpoint` of the cohort's line.",
+            else "check that `constructor` and `checkpoint` belong together.",
         )
     return FittedState({k: fitting[k] for k in expected.shapes if k in fitting})
 
