@@ -71,20 +71,32 @@ class Environment:
         return done.stdout
 
 
+LOCK = ROOT / "requirements.lock"
+
+
 @pytest.fixture(scope="session")
 def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """The base install, from the package index."""
     made = Environment(tmp_path_factory.mktemp("base"))
-    pip(made.python, "install", "-c", ROOT / "requirements.lock", wheel)
+    pip(made.python, "install", "-c", LOCK, wheel)
     return made
 
 
 @pytest.fixture(scope="session")
-def full(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Everything, the packages that we need borrowed."""
-    made = Environment(tmp_path_factory.mktemp("full"))
-    made.borrow_packages()
-    pip(made.python, "install", "--no-deps", wheel)
+def hub(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The install of those who publish."""
+    made = Environment(tmp_path_factory.mktemp("hub"))
+    pip(made.python, "install", "-c", LOCK, f"{wheel}[hub]")
+    return made
+
+
+@pytest.fixture(scope="session")
+def build(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The install of those who build; torch goes first and alone, as in the Makefile."""
+    made = Environment(tmp_path_factory.mktemp("build"))
+    lines = LOCK.read_text().splitlines()
+    pip(made.python, "install", *(p for p in lines if p.startswith(("torch==", "torchvision=="))))
+    pip(made.python, "install", "-c", LOCK, f"{wheel}[build]")
     return made
 
 
@@ -100,7 +112,7 @@ def test_the_wheel_carries_its_data_and_nothing_of_the_checkout(wheel: Path):
     assert {t for t in tops if not t.endswith(".dist-info")} == {"builder", "robust_filter_lens"}
 
 
-@pytest.mark.parametrize("environment", ["base", "full"])
+@pytest.mark.parametrize("environment", ["base", "hub", "build"])
 def test_every_command_has_help(environment: str, request: pytest.FixtureRequest):
     made: Environment = request.getfixturevalue(environment)
     assert str(made.scripts.parent) in made.good("builder", "--version")
@@ -109,27 +121,29 @@ def test_every_command_has_help(environment: str, request: pytest.FixtureRequest
     assert made.good("robust-filter-lens", "--version") == made.good("builder", "--version")
 
 
-def test_the_base_install_asks_checks_and_exports_without_torch(base: Environment):
-    base.good("builder", "reference", "reference")
-    base.good("builder", "verify", "reference")
-    found = json.loads(base.good("builder", "findings", "--release", "reference", "--json"))
+@pytest.mark.parametrize("environment", ["base", "hub"])
+def test_an_install_without_torch_asks_and_checks(environment: str, request: pytest.FixtureRequest):
+    made: Environment = request.getfixturevalue(environment)
+    made.good("builder", "reference", "reference")
+    made.good("builder", "verify", "reference")
+    found = json.loads(made.good("builder", "findings", "--release", "reference", "--json"))
     assert len(found["findings"]) > 20
-    assert base.good("builder", "query", "sparsity_by_model", "--release", "reference")
-    base.good("builder", "diff", "reference", "reference")
+    assert made.good("builder", "query", "sparsity_by_model", "--release", "reference")
+    made.good("builder", "diff", "reference", "reference")
     code = "import robust_filter_lens as r; print(r.open_release('reference').manifest['name'])"
-    assert base.good("python", "-c", code) == "robust-filter-lens\n"
-    planned = base.run("builder", "plan")
+    assert made.good("python", "-c", code) == "robust-filter-lens\n"
+    planned = made.run("builder", "plan")
     assert planned.returncode == 2 and "robust-filter-lens[build]" in planned.stderr
 
 
-def test_a_full_install_builds_the_mini_release(full: Environment):
-    planned = json.loads(full.good("builder", "plan", "--json"))
-    full.good("builder", "build", "--no-first-layer")
-    full.good("builder", "verify", "out/mini")
-    findings = json.loads(full.good("builder", "findings", "--json"))["findings"]
+def test_the_build_install_plans_and_builds_the_mini_release(build: Environment):
+    planned = json.loads(build.good("builder", "plan", "--json"))
+    build.good("builder", "build")
+    build.good("builder", "verify", "out/mini")
+    findings = json.loads(build.good("builder", "findings", "--json"))["findings"]
     assert findings and not [f for f in findings if f["verdict"] == "fails"]
     code = "import robust_filter_lens as r; print(r.open_release('out/mini').manifest['totals'])"
-    assert str(planned["totals"]["n_filters"]) in full.good("python", "-c", code)
+    assert str(planned["totals"]["n_filters"]) in build.good("python", "-c", code)
 
 
 TOOL = "builder-tool==0.6.0"  # its folder and its command are called `builder`, too
