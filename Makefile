@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: build test test-all check docs clean
+.PHONY: build test test-all check docs site clean
 
 build: .venv/.installed  ## The embedded default: build out/mini from real weights, verify and show it
 	$(BIN)/builder build --cohort mini --out out/mini
@@ -22,8 +22,11 @@ check: .venv/.dev  ## Lint, format, types, SQL, generated documentation
 	$(BIN)/sqlfluff lint --disable-progress-bar -q queries builder/report/sql
 	$(BIN)/python docs/generate.py --check
 
-docs: .venv/.dev  ## Bring the generated parts of README.md up to date
+docs: .venv/.dev  ## Bring the generated parts of the pages up to date
 	$(BIN)/python docs/generate.py
+
+site: .venv/.dev  ## The pages of docs/ as a site in out/site; a warning is an error
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs out/site
 
 # torch and torchvision go first and alone: their newest versions bring gigabytes of CUDA, and
 # every other package accepts what is there.

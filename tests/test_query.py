@@ -340,14 +340,6 @@ def test_an_audit_of_one_model_reads_the_filters_of_that_model_alone(
             assert scans and all(model in str(n["extra_info"]["Filters"]) for n in scans)
 
 
-def test_the_readme_index_links_every_query() -> None:
-    text = catalog.readme_index()
-    rows = [line for line in text.splitlines() if line.startswith("| [")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {3, 4}
-    for asked in catalog.list_queries():
-        assert f"[`{asked.name}`](queries/{asked.name}.sql)" in text
-
-
 @pytest.mark.parametrize("name", ["a[1]b", "a*b", "a?b", "a[*]b", "a{x,y}b", "it's"])
 def test_a_folder_may_have_a_name_that_looks_like_a_pattern(
     release: Path, tmp_path: Path, name: str

@@ -1,4 +1,4 @@
-"""The queries that ship with the project: their names, headers, and the index in the README.
+"""The queries that ship with the project: their names and headers.
 
 A query file starts with comment lines `-- field: text`, continued by lines indented further. Its
 name is its path below queries/ without `.sql`; the number in front may be left out.
@@ -154,18 +154,3 @@ def load(name: str) -> Query:
         hint="`builder query --list` names them; a file ends in .sql, - reads standard input, and "
         "SQL itself starts with select, with or from.",
     )
-
-
-def _index_line(query: Query, *texts: str) -> str:
-    cells = [f"[`{query.name}`](queries/{query.name}.sql)", *texts]
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
-
-
-def readme_index() -> str:
-    """The index of queries, as Markdown tables of names, findings and places in the paper."""
-    audits = [q for q in list_queries() if "/" in q.name]
-    lines = ["| query | finding | paper |", "|---|---|---|"]
-    lines += [_index_line(q, q.finding, q.paper) for q in list_findings()]
-    lines += ["", "| audit query | recomputes from the raw filters |", "|---|---|"]
-    lines += [_index_line(q, q.finding) for q in audits]
-    return "\n".join(lines) + "\n"
