@@ -53,7 +53,8 @@ def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_toy(cohort: Path, out: Path, **options: Any) -> Any:
     """`builder build` of a toy cohort with seeded weights, in this process."""
-    from builder.building.run import Options, build
+    from builder.building.options import Options
+    from builder.building.run import build
     from builder.cohort.registry import load_cohort
 
     settings = {"weights": "seeded:0", **options}

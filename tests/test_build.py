@@ -26,10 +26,12 @@ from toy_networks import Toy, huge, wide
 
 from builder import schema
 from builder.building import finish, run, workspace
-from builder.building.run import Options, build
+from builder.building.options import Options
+from builder.building.run import build
 from builder.check.verify import verify
 from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
+from builder.metrics.histograms import Projector
 
 
 def manifest(root: Path) -> dict:
@@ -554,3 +556,27 @@ def test_builds_killed_at_random_moments_end_with_the_same_content(toy_cohort: P
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_build_interrupted_among_its_histograms_counts_only_the_others(
+    toy_cohort: Path, release: Path, tmp_path: Path, monkeypatch
+):
+    out, counted = tmp_path / "out", []
+    counts = Projector.counts
+    monkeypatch.setattr(
+        Projector, "counts", lambda self, *range: counted.append(self) or counts(self, *range)
+    )
+
+    def interrupt(subject: str, what: str, done: int, total: int | None) -> None:
+        if what == "histograms, counts":
+            raise KeyboardInterrupt
+
+    options = Options(weights="seeded:0")
+    with pytest.raises(KeyboardInterrupt):
+        build(load_cohort(str(toy_cohort)), out, options, interrupt)
+    before = len(list(out.glob(".build/histograms/*.json")))
+    assert before >= 1
+    counted.clear()
+    assert not build_toy(toy_cohort, out).failures
+    assert len(counted) == 4 - before
+    assert manifest(out) == manifest(release)

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_measure import conv_of
 
 from builder.metrics import histograms
 from builder.metrics.histograms import Projector
+from builder.metrics.layer import measure_layer
+from builder.metrics.longest import Longest, read
+from builder.network.extract import Layer
 from builder.release.write import filter_writer
 
 DIRECTIONS = np.linalg.qr(np.random.default_rng(9).normal(size=(9, 9)))[0].T
@@ -100,3 +104,41 @@ def test_a_pass_that_is_stopped_ends_without_reading_on(tmp_path: Path, monkeypa
     projector, _, _ = stored(tmp_path / "f.parquet", *layers())
     projector._stop.set()
     assert not projector.counts(-3, 3).any()
+
+
+@pytest.mark.parametrize("room", [0, 8, 300, 10_000])
+def test_the_longest_filters_make_the_range_or_say_that_they_do_not(tmp_path: Path, room: int):
+    import torch
+
+    weights, scales = layers()
+    projector, _, _ = stored(tmp_path / "f.parquet", weights, scales)
+    longest = Longest(0, room)
+    for i, (w, s) in enumerate(zip(weights, scales, strict=True)):
+        weight = torch.from_numpy(w).view(*w.shape[:2], 3, 3)
+        layer = Layer(i, conv_of(weight), weight, None if s is None else torch.from_numpy(s))
+        longest.add(layer, measure_layer(layer))
+    longest.write(tmp_path / "longest.arrow")
+    kept, above = read(tmp_path / "longest.arrow")
+    assert len(kept[0]) == min(room, 3 * 1200)  # but no zeros, and none of NaN's layer
+    assert (np.diff(kept[0]) >= 0).all()
+    found = projector.extent(longest=kept)
+    assert projector.extent(*found) == projector.extent()
+    if above <= projector.reach(*found):
+        assert found == projector.extent()
+    assert (above == 0) == (room == 10_000)
+
+
+def test_without_longest_filters_every_filter_is_looked_at(tmp_path: Path):
+    kept, above = read(tmp_path / "none.arrow")
+    projector, _, _ = stored(tmp_path / "f.parquet", *layers())
+    assert projector.extent(longest=kept) == (math.inf, -math.inf)
+    assert above > projector.reach(*projector.extent())
+
+
+def test_bins_narrower_than_rounding_hold_every_filter(tmp_path: Path):
+    weights, scales = layers()
+    projector, _, coefficients = stored(tmp_path / "f.parquet", weights[:1], scales[:1])
+    middle = float(np.median(coefficients))
+    counts = projector.counts(middle, math.nextafter(middle, 9))
+    assert counts.sum() == coefficients.size
+    assert np.abs(counts[..., 0].sum() - (coefficients <= middle).sum()) <= 2

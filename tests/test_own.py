@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from builder import networks, schema
-from builder.building.run import Options, build
+from builder.building.options import Options
+from builder.building.run import build
 from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
 from builder.measure.own import measure_module, measure_state

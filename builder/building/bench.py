@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder import schema
-from builder.building.run import Options, build_model
+from builder.building.model import build_model
+from builder.building.options import Options
 from builder.building.workspace import Workspace
 from builder.cohort.registry import Cohort, load_cohort
 from builder.metrics.layer import measure_layers

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from builder import schema
+from builder.building.histograms import histograms
+from builder.building.workspace import Workspace
 from builder.cohort.registry import Cohort
-from builder.metrics.histograms import Projector, histogram_table
 from builder.network.plan import PlannedModel
 from builder.paper.published import paper_table
 from builder.release import moments, sample
@@ -26,15 +24,13 @@ from builder.release.texts import write_texts
 from builder.release.write import table_from_rows, write_table
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from builder.progress import Report
 
 TOOLS = ("torch", "numpy", "pyarrow", "robustbench", "timm")
 
 
 def finish(
-    root: Path,
+    workspace: Workspace,
     identity: dict[str, Any],
     cohort: Cohort,
     planned: Sequence[PlannedModel],
@@ -45,12 +41,12 @@ def finish(
     """Write everything but the filters, the manifest last; return the problems found.
 
     Args:
-        root: the build folder, every filter file in place.
+        workspace: the build folder, every filter file in place.
         identity: what the build is made of, see `build.identity`.
         cohort: the selected models, in the order of `planned` and `entries`.
         jobs: models at a time.
     """
-    weights = identity["weights"]
+    root, weights = workspace.root, identity["weights"]
     files: dict[str, FileFacts] = {r["path"]: r["file"] for r in entries}
 
     def write(name: str, rows: pa.Table) -> None:
@@ -68,7 +64,7 @@ def finish(
     first_layer = [row for entry in entries for row in entry["first_layer"]]
     write("first_layer", table_from_rows(schema.FIRST_LAYER, first_layer))
     write("paper", paper_table())
-    write("histograms", histograms(root, planned, entries, bases, jobs, report))
+    write("histograms", histograms(workspace, planned, entries, bases, jobs, report))
     sampled = sample.table(e["sample"] for e in sorted(entries, key=lambda e: str(e["path"])))
     files[schema.SAMPLE] = write_table(root / schema.SAMPLE, schema.FILTERS, sampled, weights)
 
@@ -225,54 +221,3 @@ def pca_rows(
         for (basis, view), total in sorted(merged.items())
         for row in moments.basis_rows(basis, view, total)
     ]
-
-
-def histograms(
-    root: Path,
-    planned: Sequence[PlannedModel],
-    entries: Sequence[dict[str, Any]],
-    bases: Sequence[dict[str, Any]],
-    jobs: int,
-    report: Report,
-) -> pa.Table:
-    """The table `histograms`: two passes over the stored filters, see metrics/histograms.py."""
-    full = [row for row in bases if row["basis"] == "full" and row["weights"] == "folded"]
-    directions = np.array([row["direction"] for row in full])
-    mean = np.array(full[0]["mean"])
-    stop = threading.Event()
-    projectors = [
-        Projector(
-            root / entry["path"],
-            [row for row in entry["layers"] if row["weights"] == "folded"],
-            directions,
-            mean,
-            stop,
-        )
-        for entry in entries
-    ]
-    low, high = math.inf, -math.inf
-    tables = []
-    # A model that is built keeps two threads busy, one that is counted here one.
-    with ThreadPoolExecutor(2 * jobs, "histograms") as pool:
-
-        def extent(projector: Projector) -> tuple[float, float]:
-            return projector.extent(low, high)  # beyond that of the models so far
-
-        def counts(projector: Projector) -> NDArray[np.int64]:
-            return projector.counts(low, high)
-
-        try:
-            for i, (lowest, highest) in enumerate(pool.map(extent, projectors), 1):
-                low, high = min(low, lowest), max(high, highest)
-                report("finish", "histograms, range", i, len(projectors))
-            if low > high:  # no filter at all
-                low = high = 0.0
-            for p, found in zip(planned, pool.map(counts, projectors), strict=True):
-                bins = sorted({conv.depth_bin for conv in p.layers})
-                spec = p.spec
-                tables.append(histogram_table(spec.dataset, spec.model_id, bins, found, low, high))
-                report("finish", "histograms, counts", len(tables), len(projectors))
-        except BaseException:
-            stop.set()
-            raise
-    return pa.concat_tables(tables).unify_dictionaries()

@@ -3,79 +3,28 @@
 from __future__ import annotations
 
 import errno
-import math
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from builder import schema
 from builder.building import finish
+from builder.building.model import build_model
+from builder.building.options import Options
 from builder.building.workspace import Workspace, open_workspace
-from builder.cohort.registry import N_CLASSES, Cohort, ModelSpec
+from builder.cohort.registry import Cohort, ModelSpec
 from builder.errors import BuilderError, UsageError
-from builder.files import cache_folder, file_sha256, pins_file
-from builder.metrics.layer import METRICS_VERSION, measure_layer
+from builder.files import file_sha256
+from builder.metrics.layer import METRICS_VERSION
 from builder.network.device import resolve_device
-from builder.network.extract import iter_layers
-from builder.network.plan import PlannedModel, construct_on_meta, layer_graph, make_plan
+from builder.network.plan import PlannedModel, make_plan
 from builder.progress import WHOLE, Report
-from builder.release import sample
-from builder.release.manifest import Manifest, read_manifest, tools
-from builder.release.versions import parse_version
-from builder.release.write import filter_writer
-from builder.sources import fetch as sources
+from builder.release.manifest import Manifest, read_manifest
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
-from builder.sources.hosts import Resolves, resolver
-from builder.sources.seeded import SeededState
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    import torch
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a build is asked for. The first five decide its content.
-
-    Raises:
-        UsageError: weights or version of no known form.
-    """
-
-    weights: str = "checkpoints"  # or seeded:N
-    models: str | None = None
-    first_layer: bool = True
-    seed: int = 0  # of the perturbations of the first-layer response
-    version: str = "0.1.0"
-    device: str = "auto"
-    jobs: int = 1
-    fresh: bool = False
-    checkpoints: Path | None = None
-    discard_checkpoints: bool = False
-    cache: Path = field(default_factory=cache_folder)
-    pins: Path = field(default_factory=pins_file)
-
-    def __post_init__(self) -> None:
-        parse_version(self.version)
-        _ = self.weights_seed
-
-    @property
-    def weights_seed(self) -> int | None:
-        """N of `seeded:N`; None for checkpoints."""
-        kind, _, number = self.weights.partition(":")
-        if kind == "checkpoints" and not number:
-            return None
-        if kind == "seeded" and number.isdecimal():
-            return int(number)
-        raise UsageError(
-            f"--weights is {self.weights!r}; expected 'checkpoints' or 'seeded:N', "
-            "N a whole number."
-        )
+from builder.sources.hosts import resolver
 
 
 @dataclass(frozen=True)
@@ -139,9 +88,8 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
             if failures:
                 return Outcome(len(selected.models), failures, [], unmeasured)
             entries = [_entry(workspace, p) for p in planned]
-            problems = finish.finish(
-                out, made_of, selected, planned, entries, max(1, options.jobs), report
-            )
+            jobs = max(1, options.jobs)
+            problems = finish.finish(workspace, made_of, selected, planned, entries, jobs, report)
             return Outcome(len(planned), {}, problems, unmeasured)
     except OSError as e:
         raise _disk_error(e, out) from e
@@ -268,148 +216,3 @@ def _build_models(
     for future in futures:
         future.result()
     return dict(sorted(failures.items()))
-
-
-def build_model(
-    workspace: Workspace,
-    p: PlannedModel,
-    options: Options,
-    device: str,
-    report: Report,
-    resolves: Resolves | None = None,
-) -> None:
-    """Fetch, extract, measure, write and journal one model."""
-    spec = p.spec
-    workspace.forget(spec.model_id)
-    meta = construct_on_meta(spec)
-    state: Mapping[str, torch.Tensor]
-    fetched = None
-    if options.weights_seed is not None:
-        state = SeededState(meta, spec.model_id, options.weights_seed)
-    else:
-        report(spec.model_id, "fetching", 0, None)
-        fetched = sources.fetch(
-            spec,
-            cache=options.cache,
-            checkpoints=options.checkpoints,
-            pins=options.pins,
-            report=report,
-            resolves=resolves,
-        )
-        state = sources.load_state(spec, fetched, meta)
-    path = schema.filters_path(spec.dataset, spec.model_id)
-    layers: list[dict[str, Any]] = []
-    problems: list[str] = []
-    n = 0
-    with filter_writer(
-        workspace.root / path, spec.dataset, spec.model_id, options.weights
-    ) as writer:
-        for layer in _ahead(iter_layers(p.convs, state, device)):
-            measured = measure_layer(layer)
-            scale = None if layer.bn_scale is None else layer.bn_scale.cpu().numpy()
-            writer.append(
-                layer.index,
-                layer.conv.in_channels,
-                measured.columns.cpu().numpy(),
-                measured.linf.cpu().numpy(),
-                scale,
-            )
-            for view, metrics in measured.views.items():
-                if metrics["layer_linf"] is None:
-                    problems.append(
-                        f"{spec.model_id}: layer {layer.conv.layer} has NaN or infinite "
-                        f"{view} weights; its metrics are null."
-                    )
-                layers.append(
-                    {
-                        "dataset": spec.dataset,
-                        "model_id": spec.model_id,
-                        "layer_index": layer.index,
-                        "layer": layer.conv.layer,
-                        "weights": view,
-                        **layer_graph(layer.conv),
-                        "reparametrized": layer.reparametrized,
-                        **{k: _plain(v) for k, v in metrics.items()},
-                    }
-                )
-            n += layer.conv.n_filters
-            report(spec.model_id, "filters", n, p.n_filters)
-    first_layer = []
-    if options.first_layer:
-        first_layer = _first_layer(p, state, options, device, report)
-    assert writer.written is not None
-    workspace.note(
-        spec.model_id,
-        {
-            "path": path,
-            "file": writer.written,
-            "layers": layers,
-            "first_layer": first_layer,
-            "checkpoint": None
-            if fetched is None
-            else {"urls": fetched.urls, "sha256": fetched.sha256, "bytes": fetched.bytes},
-            "problems": problems,
-            "sample": sample.as_text(writer.sample()),
-            "made_with": {**tools("torch", "numpy"), "device": device, "metrics": METRICS_VERSION},
-        },
-    )
-    if fetched is not None and options.discard_checkpoints:
-        sources.discard(fetched)
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield `items`, the next of which is made on another thread while the caller works on one."""
-    with ThreadPoolExecutor(1, "ahead") as thread:
-        upcoming = thread.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = thread.submit(next, items, None)
-            yield item
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float) else value.tolist()
-
-
-def _first_layer(
-    p: PlannedModel,
-    state: Mapping[str, torch.Tensor],
-    options: Options,
-    device: str,
-    report: Report,
-) -> list[dict[str, Any]]:
-    import torch
-
-    from builder.first_layer.response import measure_response, unmeasured
-
-    def reached(*forward: object) -> None:  # a report may end the build: hence one per module
-        report(p.spec.model_id, "first layer", 0, None)
-
-    reached()
-    eps, layers = p.spec.eps_value, [c.layer for c in p.convs if c.conv_depth == 0]
-    try:
-        model = sources.instantiate(p.spec, dict(state)).to(device)
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-                module.register_forward_pre_hook(reached)
-        rows = measure_response(
-            model,
-            layers=layers,
-            eps=eps,
-            image_size=p.image_size,
-            n_classes=N_CLASSES[p.spec.dataset],
-            seed=options.seed,
-            device=device,
-        )
-    except UsageError as e:  # the constructor works without memory alone
-        rows = [row for kind in ("random", "pgd") for row in unmeasured(layers, kind, eps, e)]
-    return [
-        {
-            "dataset": p.spec.dataset,
-            "model_id": p.spec.model_id,
-            **{
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in row.items()
-            },
-        }
-        for row in rows
-    ]

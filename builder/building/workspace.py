@@ -37,6 +37,7 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._journal = root / ".build" / "models"
+        self._histograms = root / ".build" / "histograms"
 
     def begin(self, identity: dict[str, Any], fresh: bool) -> None:
         """Make the folder this build's: go on with what is finished, or delete it if `fresh`.
@@ -46,6 +47,7 @@ class Workspace:
         """
         if fresh:
             _remove(self._journal)
+            _remove(self._histograms)
         write_atomic(self.root / IDENTITY, json.dumps(identity).encode())
         _remove(self.root / MANIFEST)
         if not self._journal.exists():  # nothing is finished: what is here is of an earlier build
@@ -60,6 +62,24 @@ class Workspace:
         """Enter a finished model in the journal. `facts` must survive JSON."""
         text = json.dumps({"journal": JOURNAL, **facts}, allow_nan=False)
         write_atomic(self._journal / f"{model_id}.json", text.encode())
+
+    def longest(self, model_id: str) -> Path:
+        """Where the longest filters of a model are kept until its histograms are there."""
+        return self.root / ".build" / "longest" / f"{model_id}.arrow"
+
+    def keep_histograms(self, model_id: str, made_of: str, counts: list[Any]) -> None:
+        """Keep the histograms of a model, and what they were made of."""
+        text = json.dumps({"made_of": made_of, "counts": counts})
+        write_atomic(self._histograms / f"{model_id}.json", text.encode())
+
+    def kept_histograms(self, model_id: str, made_of: str) -> list[Any] | None:
+        """Histograms that an earlier run kept, where they were made of just the same."""
+        try:
+            kept = json.loads((self._histograms / f"{model_id}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        counts: list[Any] = kept["counts"]
+        return counts if kept["made_of"] == made_of else None
 
     def forget(self, model_id: str) -> None:
         """Before a model is made anew: its old entry must not vouch for the new file."""

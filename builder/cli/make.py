@@ -133,7 +133,8 @@ def build(
 
     Example: builder build --cohort paper --weights seeded:0 --models 'cifar10-*R18*'
     """
-    from builder.building.run import Options, build
+    from builder.building.options import Options
+    from builder.building.run import build
 
     chosen = _chosen(cohort)
     root = out or Path("out") / chosen.name

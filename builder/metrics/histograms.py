@@ -2,8 +2,8 @@
 
 Paper section 3, divergence: every non-sparse folded filter, divided by its max |w|, is centred and
 projected on the PCA basis of all models; each of the nine coefficients is counted in 70 equal bins
-over the range of *all* coefficients of all models. The range is not known before every filter was
-seen once, so the pass has two halves: ranges, then counts.
+over the range of *all* coefficients of all models. That range follows from the longest filters,
+kept since the first pass (longest.py), as far as none that was left out can reach beyond it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from builder.metrics.longest import COLUMNS
 from builder.metrics.sums import TINY
 from builder.release.moments import Array
 from builder.release.parquet import open_parquet
-from builder.schema import FILTER_COLUMNS, HISTOGRAMS, N_BINS, N_DEPTH_BINS
+from builder.schema import HISTOGRAMS, N_BINS, N_DEPTH_BINS
 
-_STEP = 1 << 14  # filters at a time: nine float64 coefficients stay in the cache of a core
-_COLUMNS = ["layer_index", *FILTER_COLUMNS, "linf", "bn_scale"]
+_STEP = 1 << 13  # filters at a time: nine float64 coefficients stay in the cache of a core
+
+_NARROW = 1e-6
+"""Width of bins below which a coefficient is taken relative to the range before it is scaled."""
+
+_SLACK = 1e-5
+"""Share by which a length in float32 may be short of the true one, and far more."""
 
 
 class Projector:
@@ -49,55 +55,69 @@ class Projector:
         self._stop = stop
         self._directions = directions
         self._offset = directions @ mean
-        n = 1 + max(row["layer_index"] for row in layers)
-        self._threshold = np.full(n, np.inf)  # nothing passes in a layer without metrics
-        self._depth_bin = np.zeros(n, np.int64)
-        for row in layers:
-            if row["layer_linf"] is not None:
-                self._threshold[row["layer_index"]] = row["layer_linf"] / 100
-            self._depth_bin[row["layer_index"]] = row["depth_bin"]
+        self._layers = {row["layer_index"]: row for row in layers}
 
     def _parts(self) -> Iterator[list[NDArray[Any]]]:
-        """The columns `_COLUMNS` of so many filters at a time."""
+        """The columns `COLUMNS` of filters of one layer at a time, so many at most."""
         with open_parquet(self._path) as file:
-            for batch in file.iter_batches(1 << 17, columns=_COLUMNS, use_threads=False):
+            for batch in file.iter_batches(1 << 17, columns=COLUMNS, use_threads=False):
                 if self._stop.is_set():
                     return
-                columns = [c.to_numpy() for c in batch.columns]
-                for start in range(0, batch.num_rows, _STEP):
-                    yield [c[start : start + _STEP] for c in columns]
+                yield from _by_layer([c.to_numpy() for c in batch.columns])
 
-    def _scaled(self, part: list[NDArray[Any]]) -> tuple[NDArray[np.int64], Array]:
-        """Depth bins (m,) and scaled filters (9, m) float64 of the m that are not sparse."""
-        layer, *coefficients, linf, scale = part
+    def _scaled(self, part: list[NDArray[Any]]) -> Array:
+        """(9, m) float64, the m of these filters of a layer that are not sparse, scaled."""
+        layers, *coefficients, linf, scale = part
+        largest = self._layers[layers[0]]["layer_linf"]
+        if largest is None:  # a layer without metrics
+            return np.empty((9, 0))
         # In float32, as the folded weights are; what follows in float64.
-        with np.errstate(over="ignore", invalid="ignore"):
-            length = (linf * np.abs(scale)).astype(np.float64)
-            keep = length > self._threshold[layer]
-            folded = np.empty((9, len(layer)), np.float32)
-            for row, c in zip(folded, coefficients, strict=True):
-                np.multiply(c, scale, out=row)
+        length = (linf * np.abs(scale)).astype(np.float64)
+        keep = length > largest / 100
+        folded = np.empty((9, len(length)), np.float32)
+        for row, c in zip(folded, coefficients, strict=True):
+            np.multiply(c, scale, out=row)
         if not keep.all():
-            folded, length, layer = folded[:, keep], length[keep], layer[keep]
-        return self._depth_bin[layer], folded / length
+            folded, length = folded[:, keep], length[keep]
+        unit: Array = folded / length
+        return unit
 
-    def extent(self, low: float = math.inf, high: float = -math.inf) -> tuple[float, float]:
+    def reach(self, low: float, high: float) -> float:
+        """The length up to which no filter has a coefficient outside of [low, high].
+
+        About the origin a coefficient is no larger than the norm of its filter, directions being
+        unit vectors, nor than the L1 norm of its direction, entries being no larger than 1.
+        """
+        limits = np.concatenate([high + self._offset, -low - self._offset])
+        largest = np.tile(np.abs(self._directions).sum(axis=1), 2)
+        near = limits * (1 - _SLACK)
+        return float(near[near < largest].min(initial=math.inf))
+
+    def extent(
+        self,
+        low: float = math.inf,
+        high: float = -math.inf,
+        longest: list[NDArray[Any]] | None = None,
+    ) -> tuple[float, float]:
         """The range of these coefficients and of [low, high]; (inf, -inf) where there is none.
 
-        A coefficient about the origin is no larger than the norm of its filter, the directions
-        being unit vectors. So only filters long enough to reach beyond the range are looked at.
+        Only filters long enough to reach beyond the range so far are projected.
+
+        Args:
+            longest: columns `COLUMNS` of the filters to look at, by layer; by default all that are
+                stored.
         """
         offset = self._offset[:, None]
-        for part in self._parts():
-            reach = min(high + offset.min(), -low - offset.max())
+        for part in self._parts() if longest is None else _by_layer(longest):
+            reach = self.reach(low, high)
             if reach > 0:
-                near = _norms(part) > reach * (1 - 1e-5)
+                near = _norms(part) > reach
                 length = part[-2] * np.abs(part[-1])
                 near |= (length > 0) & (length < TINY)  # there, folding may change directions
                 if not near.any():
                     continue
                 part = [column[near] for column in part]
-            _, unit = self._scaled(part)
+            unit = self._scaled(part)
             if unit.size:
                 # No BLAS: its rounding depends on how many filters there are.
                 found = (self._directions[:, :, None] * unit).sum(axis=1) - offset
@@ -108,25 +128,44 @@ class Projector:
         """Counts (depth bins, 9 components, 70 bins) over [low, high]; the last bin is closed."""
         import torch
 
-        total = np.zeros((9, N_DEPTH_BINS * N_BINS), np.int64)
-        directions = torch.from_numpy(self._directions)
         width = (high - low) / N_BINS
+        slope = 1 / width if width > _NARROW else 0.0
+        directions = torch.from_numpy(self._directions * slope)
+        # One bin too high: there is room on either side for what rounding takes out of the range.
+        start = torch.from_numpy(1 - (self._offset + low) * slope)[:, None]
+        total = np.zeros((N_DEPTH_BINS, 9, N_BINS + 2), np.int64)
+        # Large temporary arrays cost more than the arithmetic, so these are used again and again.
+        # torch has one thread in a build; NumPy's BLAS would wait for all cores at each step.
+        projected = torch.empty(9 * _STEP, dtype=torch.float64)
+        indices = np.empty(9 * _STEP, np.int64)
         for part in self._parts():
-            depth_bin, unit = self._scaled(part)
-            first = depth_bin * N_BINS
-            # A component at a time, in place: large temporary arrays cost more than the arithmetic.
-            # torch has one thread in a build; NumPy's BLAS would wait for all cores at each step.
-            projected = torch.mm(directions, torch.from_numpy(unit)).numpy()
-            for counted, values, offset in zip(total, projected, self._offset, strict=True):
-                values -= offset
-                values -= low
-                if width > 0:
-                    values /= width
-                index = values.astype(np.int64)
-                np.clip(index, 0, N_BINS - 1, out=index)
-                index += first
-                counted += np.bincount(index, minlength=counted.size)
-        return total.reshape(9, N_DEPTH_BINS, N_BINS).swapaxes(0, 1)
+            unit = self._scaled(part)
+            index = indices[: unit.size].reshape(unit.shape)
+            if width > _NARROW:
+                out = projected[: unit.size].view(unit.shape)
+                bins = torch.addmm(start, directions, torch.from_numpy(unit), out=out).numpy()
+                np.copyto(index, bins, casting="unsafe")
+            elif width > 0:
+                beyond = self._directions @ unit - self._offset[:, None] - low
+                index[:] = np.clip(beyond / width, 0, N_BINS - 1) + 1
+            else:
+                index[:] = 1
+            depth_bin = self._layers[part[0][0]]["depth_bin"]
+            for counted, row in zip(total[depth_bin], index, strict=True):
+                counted += np.bincount(row, minlength=N_BINS + 2)
+        total[..., 1] += total[..., 0]
+        total[..., -2] += total[..., -1]
+        return total[..., 1:-1].copy()
+
+
+def _by_layer(columns: list[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:
+    """Columns `COLUMNS` of sorted filters in pieces: one layer each, and no longer than a step."""
+    ends = [*(np.flatnonzero(np.diff(columns[0])) + 1), len(columns[0])]
+    start = 0
+    for end in ends:
+        for here in range(start, end, _STEP):
+            yield [c[here : min(end, here + _STEP)] for c in columns]
+        start = end
 
 
 def _norms(part: list[NDArray[Any]]) -> NDArray[np.float32]:

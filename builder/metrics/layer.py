@@ -35,11 +35,13 @@ class Measured:
     Attributes:
         columns: (9, n) float32, trained weights, coefficients as rows.
         linf: (n,) float32, max |w| of each filter, trained.
+        lengths: (n,) float32, L2 norm of each filter divided by its max |w|.
         views: the metrics of `layers` by weights view; all None where a weight is not finite.
     """
 
     columns: torch.Tensor
     linf: torch.Tensor
+    lengths: torch.Tensor
     views: dict[str, dict[str, Any]]
 
 
@@ -72,13 +74,13 @@ def measure_layer(layer: Layer) -> Measured:
     weight, scale = layer.weight, layer.bn_scale
     columns = weight.reshape(-1, 9).t().contiguous()
     linf = torch.maximum(columns.amax(dim=0).abs(), columns.amin(dim=0).abs())
-    trained, folded, norms = both_views(columns, linf.view(weight.shape[:2]), scale)
+    trained, folded, norms, lengths = both_views(columns, linf.view(weight.shape[:2]), scale)
     finite = scale if folded is not None else None
     cosines = orthogonality(weight, finite, norms) if trained is not None else (None, None)
     if weight.device.type == "cuda":
         torch.cuda.synchronize()
     views = {"trained": _metrics(trained, cosines[0]), "folded": _metrics(folded, cosines[1])}
-    return Measured(columns, linf, views)
+    return Measured(columns, linf, lengths.flatten(), views)
 
 
 def measure_layers(layers: Iterable[Layer], workers: int) -> list[Measured]:

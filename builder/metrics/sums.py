@@ -60,8 +60,8 @@ class Sums:
 
 def both_views(
     columns: torch.Tensor, linf: torch.Tensor, scale: torch.Tensor | None
-) -> tuple[Sums | None, Sums | None, torch.Tensor]:
-    """The sums of a layer, trained and folded, and the norms of its output channels as trained.
+) -> tuple[Sums | None, Sums | None, torch.Tensor, torch.Tensor]:
+    """The sums of a layer, trained and folded, and norms of its channels and filters as trained.
 
     Args:
         columns: (9, n) float32, trained filters as columns, output channel by output channel.
@@ -69,11 +69,13 @@ def both_views(
         scale: (out_channels,) float32 that folding multiplies with; None for none.
 
     Returns:
-        Either view's sums, None where a weight is not finite, and L2 norms (out_channels,) float64.
+        Either view's sums, None where a weight is not finite; L2 norms (out_channels,) float64 of
+        the channels; and (out_channels, in_channels) float32 those of the scaled filters.
     """
     import torch
 
     raw, scaled, norms, squares = [], [], [], []
+    lengths = torch.empty_like(linf)
     step = max(1, _CHUNK[columns.device.type] // linf.shape[1])
     for start in range(0, linf.shape[0], step):
         block = slice(start, start + step)
@@ -81,12 +83,14 @@ def both_views(
         square = x.square().sum(dim=0)
         squares.append(square.sum(dim=1))
         raw.append(_by_channel(x))
-        scaled.append(_by_channel(x * _inverse(linf[block])))
+        inverse = _inverse(linf[block])
+        scaled.append(_by_channel(x * inverse))
         norms.append(torch.stack([x.abs_().sum(dim=(0, 2)), square.sqrt_().sum(dim=1)], dim=1))
+        lengths[block] = square.mul_(inverse)
     trained = _Trained(columns, linf, torch.cat(scaled), torch.cat(raw), torch.cat(norms))
     view = _scaled(trained, torch.ones_like(linf[:, 0]))
     folded = view if scale is None else _scaled(trained, scale)
-    return view, folded, torch.cat(squares).sqrt()
+    return view, folded, torch.cat(squares).sqrt(), lengths
 
 
 @dataclass(frozen=True)
