@@ -28,6 +28,7 @@ exclude_patterns = ["README.md"]  # index.md includes it
 myst_enable_extensions = ["dollarmath", "tasklist"]
 myst_heading_anchors = 4
 nitpicky = True
+smartquotes = False  # which make one dash of --full
 
 html_theme = "furo"
 html_theme_options = {"light_css_variables": {"color-brand-primary": "#0072B2"}}

@@ -169,16 +169,16 @@ def finding() -> str:
 
 
 QUESTION = """\
-select dataset, robust, count(*) as models,
-       round(100.0 * sum(n_sparse) / sum(n_filters), 1) as sparse_percent
-from models group by all order by all"""
+select robust, count(*) as models, sum(n_filters)::bigint as filters,
+       round(100 * sum(n_sparse) / sum(n_filters), 1) as sparse_percent
+from models group by robust order by robust"""
 
 
 def question() -> str:
     """One query on the reference release, and its answer."""
     out = io.BytesIO()
     answer_query(_reference(), QUESTION, out, form="markdown")
-    command = f'.venv/bin/builder query "\n{QUESTION}\n" --release out/reference'
+    command = f'.venv/bin/builder query --release out/reference "\n{QUESTION}"'
     return f"{_block('sh', command)}\n{out.getvalue().decode()}"
 
 
