@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: build test test-all check docs site clean
+.PHONY: build test test-all check docs site picture clean
 
 build: .venv/.installed  ## The embedded default: build out/mini from real weights, verify and show it
 	$(BIN)/builder build --cohort mini --out out/mini
@@ -42,6 +42,9 @@ site: .venv/.dev  ## The pages of docs/ as a site in out/site; a warning is an e
 .venv/.dev: .venv/.installed
 	$(PIP) install -q -c requirements.lock -e '.[dev]'
 	touch $@
+
+picture: .venv/.dev  ## Draw README's picture anew; needs chromium
+	$(BIN)/python docs/picture.py
 
 clean:  ## Remove the environment and what was built in out/
 	rm -rf .venv out

@@ -17,7 +17,7 @@ from builder.errors import UsageError
 from builder.files import write_atomic
 from builder.release.manifest import Manifest
 from builder.release.reader import open_release
-from builder.report import charts
+from builder.report import bases, depth, divergence, models, vega
 from builder.report.tables import open_tables, read
 from builder.sql import catalog
 from builder.sql.run import run_query
@@ -34,8 +34,8 @@ _CONFIG = {
     "font": _FONT,
     "axis": {"labelFontSize": 6.5, "titleFontSize": 7, "titleFontWeight": 400, "gridOpacity": 0.5,
              "titlePadding": 3, "tickSize": 3},
-    "legend": {"labelFontSize": 7, "titleFontSize": 7, "titleFontWeight": 400, "symbolSize": 30,
-               "offset": 2, "gradientThickness": 6},
+    "legend": {"orient": "top", "labelFontSize": 7, "titleFontSize": 7, "titleFontWeight": 400,
+               "symbolSize": 30, "offset": 2, "gradientThickness": 6},
     "title": {"fontSize": 7.5, "fontWeight": 400, "offset": 3, "anchor": "start"},
     "view": {"stroke": None},
 }  # fmt: skip
@@ -111,7 +111,7 @@ def _folded(rows: Iterable[dict[str, Any]], **where: Any) -> Rows:
 
 def _depth(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
     drawings = []
-    for metric in ("sparsity", "variance_entropy", "orthogonality"):
+    for metric in vega.METRICS:
         views = []
         for dataset in datasets:
             found = {
@@ -119,7 +119,7 @@ def _depth(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
                 for name, table in (("boxes", "depth_boxes"), ("published", "depth_published"))
             }
             if found["boxes"] or found["published"]:
-                spec = charts.depth(
+                spec = depth.chart(
                     metric,
                     ours=bool(found["boxes"]),
                     published=bool(found["published"]),
@@ -128,7 +128,7 @@ def _depth(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
                 views.append(_view(spec, found, 80, dataset))
         if views:
             caption = (
-                f"{charts.METRICS[metric].capitalize()} by depth, folded weights: one value per "
+                f"{vega.TITLES[metric].capitalize()} by depth, folded weights: one value per "
                 "depth bin and pair member. Narrow boxes: this release; wide, pale ones: published."
             )
             drawings.append(
@@ -162,11 +162,12 @@ def _pca(rows: dict[str, Rows]) -> list[Drawing]:
     if not ours:
         return []
     data = {"pca": ours, "published": rows["pca_published"]}
-    explained = [_view(charts.explained(c), data, 90, "") for c in ("ratio", "cumulated")]
+    explained = [_view(bases.explained(c), data, 90, "") for c in ("ratio", "cumulated")]
     tiles = _tiles(ours, rows["pca_published"])
     shown = len({t["basis"] for t in tiles})
-    bases = _view(charts.bases(shown), {"tiles": tiles}, shown * 20, "")
-    bases["width"] = WIDTH - 75
+    square = bases.size((WIDTH - 75) / 9, shown, shares=False)
+    drawn = _view(bases.tiles(square, shares=False), {"tiles": tiles}, square["height"], "")
+    drawn["width"] = square["width"]
     return [
         Drawing(
             "explained-variance",
@@ -177,7 +178,7 @@ def _pca(rows: dict[str, Rows]) -> list[Drawing]:
         ),
         Drawing(
             "bases",
-            _stacked([bases]),
+            _stacked([drawn]),
             "PCA bases as 3x3 tiles, folded weights, this release's and the published ones. The "
             "sign of a direction is arbitrary.",
             ("pca", "paper"),
@@ -187,12 +188,19 @@ def _pca(rows: dict[str, Rows]) -> list[Drawing]:
 
 def _divergence(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
     data = {"divergence": rows["divergence"], "published": rows["divergence_published"]}
-    if not any(data.values()):
+    ours, published = (bool(found) for found in data.values())
+    if not (ours or published):
         return []
     return [
         Drawing(
             "divergence-by-depth",
-            _stacked([_view(charts.divergence(datasets), data, 110, "")]),
+            _stacked(
+                [
+                    _view(
+                        divergence.by_depth(datasets, ours=ours, published=published), data, 110, ""
+                    )
+                ]
+            ),
             "Divergence of robust and standard filters by depth, folded weights. Lines: this "
             "release; open circles: published.",
             ("histograms", "pca", "pairs", "paper"),
@@ -203,10 +211,10 @@ def _divergence(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]
 def _sparsity(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
     views = []
     for dataset in datasets:
-        models = _folded(rows["model_values"], metric="sparsity", dataset=dataset)
-        if models:
-            data = {"models": models, "members": _folded(rows["pair_values"], dataset=dataset)}
-            views.append(_view(charts.paired_sparsity(), data, 90, dataset))
+        found = _folded(rows["model_values"], metric="sparsity", dataset=dataset)
+        if found:
+            data = {"models": found, "members": _folded(rows["pair_values"], dataset=dataset)}
+            views.append(_view(models.paired_sparsity(), data, 90, dataset))
     caption = "Share of sparse filters of every model, folded weights; lines join pairs."
     return [Drawing("sparsity-pairs", _stacked(views), caption, ("models", "pairs"))] * bool(views)
 
@@ -289,7 +297,7 @@ def write_figures(
             f"{address} has nothing to draw: neither layers, bases nor published values."
         )
     vl_convert.register_font_directory(str(_font().parent))
-    version = charts.vega_lite_version()
+    version = vega.vega_lite_version()
     for drawing in drawn:
         svg = vl_convert.vegalite_to_svg(drawing.spec, vl_version=version, config=_CONFIG)
         for suffix, data in (

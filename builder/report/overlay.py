@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from builder import schema
 from builder.errors import UsageError
-
-METRICS = ("sparsity", "variance_entropy", "orthogonality")
+from builder.report import vega
 
 OVERLAY = pa.schema(
     [
@@ -19,7 +18,7 @@ OVERLAY = pa.schema(
         ("layer", pa.string()),
         ("weights", pa.string()),
         ("depth_bin", pa.int16()),
-        *((metric, pa.float64()) for metric in METRICS),
+        *((metric, pa.float64()) for metric in vega.METRICS),
     ]
 )
 """Columns of the overlay; those of `layers` keep their meaning."""

@@ -4,6 +4,7 @@
   const figures = new Map(data.figures.map((f) => [f.id, f]));
   const state = { weights: "folded", followed: null, pair: [], layer: null };
   const live = new Map(); // figure id -> Vega view
+  const distinct = (list) => [...new Set(list)];
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const make = (name, attributes = {}, text) => {
@@ -185,6 +186,7 @@
         domainColor: soft, tickColor: soft, labelFontSize: 11, titleFontSize: 12 },
       legend: { labelColor: ink, titleColor: ink, labelFontSize: 12 },
       header: { labelColor: ink, titleColor: ink },
+      text: { fill: soft },
       view: { stroke: null },
     };
   }
@@ -204,6 +206,18 @@
     return spec;
   }
 
+  function fitTiles(spec, chart) { // a coefficient is a square, and names have a fifth of the width
+    const shown = distinct(spec.datasets.tiles.map((t) => t.basis));
+    const room = chart.clientWidth;
+    const names = Math.min(170, room * 0.22, 12 + 7 * Math.max(...shown.map((b) => b.length)));
+    const beside = room > 700; // of the legend
+    const step = Math.min((room - names - (beside ? 90 : 12)) / 9, Math.max(40, 400 / shown.length));
+    spec.width = Math.round(9 * step);
+    spec.height = Math.round(shown.length * step * 4 / 3);
+    spec.config = { axisY: { labelLimit: names }, text: { fontSize: Math.min(12, step * 0.3) },
+      legend: { orient: beside ? "right" : "top" } };
+  }
+
   async function draw(id) {
     const figure = figures.get(id);
     const holder = document.getElementById(id);
@@ -219,12 +233,7 @@
       spec.datasets = datasets;
       spec.description = `${figure.title}. ${figure.texts[state.weights]}`;
       for (const p of spec.params || []) if (p.name === "followed") p.value = state.followed;
-      if (figure.id === "bases") {
-        const shown = new Set(datasets.tiles.map((t) => t.basis)).size;
-        const tile = Math.min(64, (chart.clientWidth - 110) / 9);
-        spec.height = Math.max(60, Math.round(shown * tile));
-        spec.encoding.y.axis = { labelLimit: Math.round(chart.clientWidth * 0.25) };
-      }
+      if (figure.id === "bases") fitTiles(spec, chart);
       live.get(id)?.finalize();
       live.delete(id);
       if (n) {
@@ -357,7 +366,6 @@
     if (document.getElementById("bases")?.dataset.drawn) draw("bases");
   }
 
-  const distinct = (list) => [...new Set(list)];
   const textsOf = (name) => {
     const columns = data.tables[name].columns;
     return distinct(columns.model_id.index).map((i) => columns.model_id.texts[i]);
@@ -396,8 +404,10 @@
     n_params: "parameters", clean_acc: "clean %", autoattack_acc: "AutoAttack %", model_id: "model",
     same_filters_as: "same filters as", paper_url: "paper", source_url: "source address",
     variance_entropy: "variance entropy", dataset: "data set" };
-  const HIDDEN = new Set(["network", "threat_model", "eps", "sparsity_trained", "n_sparse", "authors",
-    "variance_entropy_trained", "orthogonality_trained", "n_params", "title", "source", "license"]);
+  const SHOWN = new Set(["model_id", "architecture", "clean_acc", "autoattack_acc", "sparsity",
+    "variance_entropy", "orthogonality", "n_layers", "n_filters", "same_filters_as", "paper_url",
+    "source_url", "partner"]);
+  const DIGITS = [[/_acc$/, 2], [/^(sparsity|variance_entropy|orthogonality)/, 4]];
   const link = (text) => /^https?:\/\//i.test(text);
   function cellOf(column, value) { // a node: text from a cohort is never markup
     if (value === null || value === undefined) return "";
@@ -409,9 +419,11 @@
     if (column.endsWith("_url") && link(value)) {
       return make("a", { href: value, rel: "noopener noreferrer" }, new URL(value).host);
     }
-    return make("span", column === "same_filters_as" ? { class: "same" } : {},
-      typeof value === "number" && Number.isInteger(value) && column.startsWith("n_")
-        ? value.toLocaleString("en") : shown(value));
+    if (column === "same_filters_as") return make("span", { class: "same", title: value }, `= ${value}`);
+    if (typeof value !== "number") return make("span", {}, shown(value));
+    const digits = DIGITS.find(([name]) => name.test(column));
+    if (digits) return make("span", { title: value }, value.toFixed(digits[1]));
+    return make("span", {}, column.startsWith("n_") ? value.toLocaleString("en") : shown(value));
   }
   async function modelTable() {
     const place = one("#model-table");
@@ -427,7 +439,7 @@
       columns: columns.map((c) => ({
         data: c,
         title: (TITLES[c] || c).replaceAll("_", " "),
-        visible: !HIDDEN.has(c) && list.some((r) => r[c] !== null),
+        visible: SHOWN.has(c) && list.some((r) => r[c] !== null),
         type: list.some((r) => typeof r[c] === "number") ? "num" : "string",
         render: (value, type) => (type === "display" ? cellOf(c, value) : value ?? ""),
       })),
@@ -525,9 +537,7 @@
       chooseSample(state.layer[0], Number(event.target.value)));
   }
   for (const f of data.figures) {
-    const holder = document.getElementById(f.id);
-    if (/^(bases|divergence-by-depth)$/.test(f.id) || f.spec?.facet) holder.classList.add("wide");
-    seen.observe(holder);
+    seen.observe(document.getElementById(f.id));
   }
   let resizing;
   let width = innerWidth;

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from builder.hub import Place
 from builder.release.manifest import Manifest
 from builder.release.reader import open_release
 from builder.report.answers import answered
-from builder.report.charts import vega_lite_version
 from builder.report.overlay import read_overlay
+from builder.report.parts import Section
 from builder.report.pictures import packed
-from builder.report.sections import Section, sections
+from builder.report.sections import sections
 from builder.report.tables import DETAILED_MODELS, columnar, open_tables, read
+from builder.report.vega import vega_lite_version
 from builder.sql import catalog
-from builder.sql.findings import VERDICTS
+from builder.sql.findings import NOT_APPLICABLE, VERDICTS
 from builder.sql.run import run_query
 
 _DRAWN = (
@@ -47,6 +49,18 @@ _DRAWN = (
 
 _SAID = ("depth_summary", "unmeasured", "sparsity_summary", "correlations")
 """Tables that only the words of figures are made of."""
+
+
+_LEADING = (
+    "11_explained_variance",
+    "06_sparsity_overall",
+    "09_variance_entropy_by_depth",
+    "18_first_layer_response",
+    "14_divergence",
+    "05_accuracy_correlation",
+    "25_paired_effects",
+)
+"""Findings in the order in which a page opens with them."""
 
 
 def _part(name: str) -> str:
@@ -117,6 +131,13 @@ def _notices(manifest: Manifest, tables: dict[str, pa.Table]) -> list[str]:
     return said
 
 
+def _headlines(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The findings that a page opens with: those of `_LEADING` that this release can tell."""
+    by_name = {f["query"]: f for f in found}
+    told = (by_name[name] for name in _LEADING if by_name[name]["verdict"] != NOT_APPLICABLE)
+    return list(islice(told, 4))
+
+
 def _identity(manifest: Manifest) -> dict[str, Any]:
     totals = manifest["totals"]
     return {
@@ -163,6 +184,8 @@ def render(
         answer = run_query(con, catalog.load("divergence_by_depth"))
         tables["divergence"] = pa.Table.from_batches(answer.batches, answer.schema)
         found = answered(con, address, place, memory_limit)
+    if release.manifest["weights"] == "published":  # nothing to be laid over itself
+        tables["pca_published"] = tables["pca_published"].slice(0, 0)
     if overlay is not None:
         tables["overlay"] = read_overlay(overlay)
     parts = sections(tables)
@@ -188,10 +211,12 @@ def render(
         notices=_notices(release.manifest, tables),
         sections=parts,
         findings=found,
+        headlines=_headlines(found),
         verdicts=[(v, counts[v]) for v in VERDICTS if counts[v]],
         overlay=tables["overlay"]["name"][0].as_py() if overlay is not None else None,
         has_trained=_has_trained(tables),
         n_models=tables["models"].num_rows,
+        n_layers=tables["layers"].num_rows,
         css=libraries["datatables_css"].replace("</style", "<\\/style") + _part("page.css"),
         vega=script(libraries["vega"]),
         datatables=script(libraries["datatables"]),
