@@ -44,7 +44,7 @@ site: .venv/.dev  ## The pages of docs/ as a site in out/site; a warning is an e
 	touch $@
 
 picture: .venv/.dev  ## Draw README's picture anew; needs chromium
-	$(BIN)/python docs/picture.py
+	$(BIN)/python docs/screenshot.py
 
 clean:  ## Remove the environment and what was built in out/
 	rm -rf .venv out

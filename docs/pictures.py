@@ -12,14 +12,7 @@ import vl_convert
 
 from builder import schema
 from builder.release.reader import Release, open_release
-from builder.report.charts import (
-    KINDS,
-    METRICS,
-    OKABE_ITO,
-    ROBUST,
-    STANDARD,
-    vega_lite_version,
-)
+from builder.report.vega import KIND, KIND_SHAPE, METRICS, OKABE_ITO, TITLES, vega_lite_version
 
 DOCS = Path(__file__).parent
 EXAMPLES = (
@@ -28,8 +21,6 @@ EXAMPLES = (
 )
 EDGES = np.linspace(-5, 0, 51)
 """Powers of ten; the first bin holds what is smaller, too."""
-
-SHOWN = ("sparsity", "variance_entropy", "orthogonality")
 
 CHANGES = """
 select if(m.robust, 'robust', 'standard') as kind,
@@ -50,8 +41,8 @@ def layers(release: Release) -> alt.HConcatChart:
     """Every layer with a BatchNorm behind it: its metrics before folding and after."""
     rows = release.sql(CHANGES).to_pylist()
     panels = []
-    for metric in SHOWN:
-        title = METRICS[metric]
+    for metric in METRICS:
+        title = TITLES[metric]
         values = [r[metric + view] for r in rows for view in ("_t", "_f")]
         low, high = (0.0 if metric == "sparsity" else min(values)), max(values)
         scale = alt.Scale(domain=[low, high], nice=True, zero=False)
@@ -61,15 +52,8 @@ def layers(release: Release) -> alt.HConcatChart:
             .encode(
                 x=alt.X(f"{metric}_t:Q", title=f"{title}, trained", scale=scale),
                 y=alt.Y(f"{metric}_f:Q", title=f"{title}, folded", scale=scale),
-                color=alt.Color(
-                    "kind:N",
-                    title=None,
-                    scale=alt.Scale(domain=list(KINDS), range=[ROBUST, STANDARD]),
-                    legend=alt.Legend(orient="top"),
-                ),
-                shape=alt.Shape(
-                    "kind:N", scale=alt.Scale(domain=list(KINDS), range=["circle", "triangle-up"])
-                ),
+                color=KIND,
+                shape=KIND_SHAPE,
             )
         )
         ends = alt.Data(values=[{"v": low}, {"v": high}])
