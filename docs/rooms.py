@@ -54,7 +54,7 @@ ROOMS: dict[str, Room] = {
     "sql": Room(reads=("cohort", "release")),
     "check": Room(reads=("release", "sql")),
     "report": Room(reads=("release", "sql")),
-    "publish": Room(reads=("release", "check")),
+    "publish": Room(reads=("release", "sql", "check")),
     "cli": Room(
         reads=(
             *(

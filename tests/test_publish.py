@@ -15,6 +15,8 @@ from loopback_hub import Fault, Hub, Repo, running_hub
 from tiny_release import MODELS, Tiny, write_tiny_release
 
 from builder.release.manifest import read_manifest
+from builder.sql import catalog
+from builder.sql.reads import audit_readings
 
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("datasets")
@@ -158,6 +160,18 @@ def test_what_was_published_says_it_is_a_whole_release_to_every_client(
     card = tmp_path / "copy" / "README.md"
     card.write_bytes(card.read_bytes().replace(b"lens/filters", b"lens/filter5", 1))
     assert [f.path for f in verify(tmp_path / "copy")] == ["README.md"]
+
+
+def test_the_published_card_links_every_finding_and_says_what_audits_read(
+    hub: Hub, client: HubClient, small: Path
+) -> None:
+    publish(client, small)
+    card = tree(hub.repos[ID], "v0.1.0")["README.md"].decode()
+    for query in catalog.list_findings():
+        assert f"- [{query.title}](https://huggingface.co/datasets/{ID}?sql_console=true" in card
+    rows = re.findall(r"^\| `(audit/\w+)` \| ([\d.,]+) MB \| ([\d,]+) \|$", card, flags=re.M)
+    assert [r[0] for r in rows] == [r.query for r in audit_readings(small)] and len(rows) > 5
+    assert "download the release first" in card
 
 
 def test_every_example_of_the_published_card_runs(hub: Hub, client: HubClient, first: Path) -> None:

@@ -7,22 +7,28 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import synthetic_release
+from fsspec.implementations.local import LocalFileSystem
 from hub_client import ClientError, HubClient
 from loopback_hub import Hub, running_hub
 from rich.text import Text
 
+from builder import schema
 from builder.errors import BuilderError, UsageError
+from builder.files import project_file
 from builder.release.reader import open_release
 from builder.release.views import open_views
 from builder.sql import catalog, render, run
+from builder.sql.reads import audit_readings
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +300,53 @@ def plan(con: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
         return [m for n in nodes for m in (n, *walk(n["children"]))]
 
     return walk(json.loads(row[1]))
+
+
+class Counting(LocalFileSystem):
+    """Local files as `count://`, and the bytes that are read of the filters."""
+
+    protocol = "count"
+    read: ClassVar[list[int]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return LocalFileSystem._strip_protocol(path.removeprefix("count://"))
+
+    def glob(self, path: str, **kwargs: Any) -> list[str]:
+        return [f"count://{p}" for p in super().glob(self._strip_protocol(path))]
+
+    def modified(self, path: str) -> datetime:
+        return datetime.fromtimestamp(0, UTC)
+
+    def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        log = self.read if "/filters/" in path else []
+
+        class File(io.FileIO):
+            def read(self, size: int = -1) -> bytes:
+                data = super().read(size)
+                log.append(len(data))
+                return data
+
+        return File(self._strip_protocol(path))
+
+
+def test_an_audit_reads_what_the_card_says(tmp_path: Path) -> None:
+    n, rng = 1 << 18, np.random.default_rng(0)
+    columns: dict[str, Any] = {c.name: np.arange(n) % 100 for c in schema.FILTERS.columns[2:5]}
+    columns |= {c.name: rng.normal(size=n).astype("f4") for c in schema.FILTERS.columns[5:]}
+    labels = {"dataset": ["cifar10"] * n, "model_id": ["m"] * n}
+    rows = pa.table({**labels, **columns}).cast(schema.FILTERS.arrow)
+    filters = {schema.filters_path("cifar10", "m"): rows}
+    root = synthetic_release.write_tables(tmp_path, {}, filters)
+    said = next(r for r in audit_readings(root) if r.query == "audit/linf")
+    with duckdb.connect(config={"threads": 1}) as con:
+        con.register_filesystem(Counting(skip_instance_cache=True))
+        con.execute("set variable release = ?", [f"count://{root}"])
+        con.execute((project_file("queries") / "views.sql").read_text())
+        Counting.read.clear()
+        con.execute(catalog.load("audit/linf").sql).fetchall()
+    assert 11e6 < said.bytes <= sum(Counting.read) <= said.bytes * 1.01
+    assert 1 < len(Counting.read) <= said.requests
 
 
 def copies_filters(con: duckdb.DuckDBPyConnection, sql: str) -> bool:

@@ -24,12 +24,12 @@ from builder.paper.reference import write_reference
 from builder.release.manifest import read_manifest
 from builder.release.reader import open_release
 from builder.report import page
-from builder.report.console import console_link
 from builder.report.figures import drawings, write_figures
 from builder.report.overlay import read_overlay
 from builder.report.pictures import packed
 from builder.report.tables import columnar, open_tables, read, rounded
 from builder.sql import catalog
+from builder.sql.console import console_link
 
 
 class Scripts(HTMLParser):

@@ -160,3 +160,12 @@ def test_small_tables_keep_their_types_and_nulls(tmp_path: Path):
     assert table.schema.metadata[b"rfl.weights"] == b"seeded:3"
     empty = write_table(path, schema.PAIRS, table_from_rows(schema.PAIRS, []), "checkpoints")
     assert empty["rows"] == 0 and pq.read_table(path).schema.equals(schema.PAIRS.arrow)
+
+
+def test_the_hubs_check_for_optimized_parquet_finds_its_key(tmp_path: Path):
+    # It looks for `use_content_defined_chunking` in the footer (dataset-viewer, parquet.rs).
+    write_table(tmp_path / "p", schema.PAIRS, table_from_rows(schema.PAIRS, []), "checkpoints")
+    filters(tmp_path / "f", (4, 3))
+    found = [b"use_content_defined_chunking" in pq.read_metadata(tmp_path / f).metadata
+             for f in ("p", "f")]  # fmt: skip
+    assert found == [True, False] and write.TABLE_SETTINGS["use_content_defined_chunking"]

@@ -270,5 +270,5 @@ def _cells(sheet: Sheet, names: list[str], old: list[str], fresh: list[str]) -> 
             limit = tolerance.absolute + tolerance.relative * max(abs(x), abs(y))
             if abs(x - y) <= limit:
                 continue
-            allowed = f" (may differ by {limit:.2g})"
+            allowed = f" (may differ by {limit:.2g})" if limit else ""
         yield f"{name}: {b or 'null'}, recorded {a or 'null'}{allowed}"

@@ -22,6 +22,7 @@ from builder.release.reader import open_release
 from builder.release.texts import seal
 from builder.release.versions import parse_version
 from builder.secrets import redact
+from builder.sql.console import card_section
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -212,8 +213,9 @@ def _addressed(root: Path, manifest: Manifest, repo_id: str) -> dict[str, Local]
         path: Local(path, facts["bytes"], facts["sha256"], root / path)
         for path, facts in manifest["files"].items()
     }
+    findings = card_section(hub.Place(repo_id, f"v{manifest['version']}"), root)
     for path, data in (
-        (schema.CARD, seal(render_card(manifest, root, repo_id))),
+        (schema.CARD, seal(render_card(manifest, root, repo_id, findings))),
         (schema.MANIFEST, (root / schema.MANIFEST).read_bytes()),
     ):
         facts = file_facts(data)

@@ -52,13 +52,16 @@ TAGS = (
 )
 
 
-def render_card(manifest: Manifest, root: Path, repo_id: str | None = None) -> str:
+def render_card(
+    manifest: Manifest, root: Path, repo_id: str | None = None, findings: str = ""
+) -> str:
     """The card of a release as Markdown with its YAML head.
 
     Args:
         manifest: the release's manifest; `files` need not name README.md.
         root: the release folder, its tables in place.
         repo_id: "org/name" on the Hub, for the loading examples; None: the folder itself.
+        findings: what there is to say of the queries at that place, as Markdown.
     """
     models = pq.read_table(root.absolute() / schema.table_path("models")).to_pylist()
     tag = f"v{manifest['version']}"
@@ -86,6 +89,7 @@ def render_card(manifest: Manifest, root: Path, repo_id: str | None = None) -> s
         "tag_argument": f', "{tag}"' if repo_id else "",
         "files": f"hf://datasets/{repo_id}@{tag}" if repo_id else ".",
         "dataset": datasets[0],
+        "findings": findings,
         "polars_example": _polars(repo_id, tag),
         "row_group": f"{ROWS_PER_GROUP:,}",
         "structure": _structure(files, datasets),

@@ -55,6 +55,10 @@ TABLE_SETTINGS: dict[str, Any] = {
     "use_content_defined_chunking": True,
 }
 
+CHUNKED = "use_content_defined_chunking"
+"""Key in the footer of a table that was written so. The Hub's check for optimized Parquet looks for
+it; pyarrow itself writes no such key, and that of `datasets` has another name."""
+
 
 class _HashingFile:
     """A binary file that digests what is written to it."""
@@ -146,6 +150,7 @@ def write_table(path: Path, table: schema.Table, rows: pa.Table, weights: str) -
     rows = rows.cast(target)
     with _replacing(path) as sink, pq.ParquetWriter(sink, target, **TABLE_SETTINGS) as writer:
         writer.write_table(rows)
+        writer.add_key_value_metadata({CHUNKED: "true"})
     return sink.facts(rows.num_rows, content.hash_rows(rows))
 
 

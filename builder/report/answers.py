@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 
 from builder.hub import Place
-from builder.report.console import console_link
 from builder.sql import catalog
+from builder.sql.console import console_link
 from builder.sql.findings import examine
 from builder.sql.run import run_query
 
