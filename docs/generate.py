@@ -190,22 +190,6 @@ def _docstring(path: Path) -> str:
     return _first_line(path.read_text(encoding="utf-8").split('"""')[1])
 
 
-def floor_plan() -> str:
-    """The rooms in the order of the flow, either side of the wall, and what each reads."""
-    lines = ["```text"]
-    torch: bool | None = None
-    for name, room in ROOMS.items():
-        if room.torch != torch:
-            torch = room.torch
-            lines.append(f"{'== needs torch ' if torch else '== no torch '}".ljust(72, "="))
-        reads = f"  <- {', '.join(room.reads)}" if room.reads and name != "cli" else ""
-        lines.append(f"{name + '/':14}{_docstring(PACKAGE / name / '__init__.py')}")
-        if reads:
-            lines.append(f"{'':14}{reads.strip()}")
-    lines.append("```")
-    return "\n".join(lines) + "\n"
-
-
 def code() -> str:
     """Every module with the first line of its docstring, room by room."""
     lines = ["| module | |", "|---|---|"]
@@ -252,7 +236,7 @@ PAGES: dict[Path, Parts] = {
     DOCS / "commands.md": {"commands": commands},
     DOCS / "tables.md": {"tables": tables},
     DOCS / "queries.md": {"queries": queries},
-    PACKAGE / "README.md": {"rooms": floor_plan, "code": code},
+    PACKAGE / "README.md": {"code": code},
     zoo_folder() / "README.md": {"members": members},
 }
 """Every page with generated parts: name of a part -> what renders it."""

@@ -1,6 +1,6 @@
 """The rooms of builder/ in the order of the flow, and what each may import: the one floor plan.
 
-tests/test_structure.py holds the code to it; generate.py draws builder/README.md from it.
+tests/test_structure.py holds the code to it; drawing.py draws it.
 """
 
 from __future__ import annotations
