@@ -84,6 +84,8 @@ def links(page: str) -> Iterator[str]:
             target = child.attrs.get("href", child.attrs.get("src"))
             if target is not None:
                 yield str(target)
+        if token.type in ("html_block", "inline"):
+            yield from re.findall(r'<(?:img|a) [^>]*?(?:src|href)="([^"]+)"', token.content)
 
 
 def code_spans(page: str) -> Iterator[str]:
