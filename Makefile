@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: build test test-all check docs site picture clean
+.PHONY: build test test-all check docs site pictures clean
 
 build: .venv/.installed  ## The embedded default: build out/mini from real weights, verify and show it
 	$(BIN)/builder build --cohort mini --out out/mini
@@ -43,7 +43,8 @@ site: .venv/.dev  ## The pages of docs/ as a site in out/site; a warning is an e
 	$(PIP) install -q -c requirements.lock -e '.[dev]'
 	touch $@
 
-picture: .venv/.dev  ## Draw README's picture anew; needs chromium
+pictures: build .venv/.dev  ## Draw the pictures of README and docs/ anew; needs chromium
+	$(BIN)/python docs/pictures.py out/mini
 	$(BIN)/python docs/screenshot.py
 
 clean:  ## Remove the environment and what was built in out/

@@ -1,6 +1,6 @@
-"""docs/reference.png, the picture of README: a part of the page of the published study.
+"""docs/reference.png, the picture of README: a figure on the page of the published study.
 
-`make picture` runs it; it needs playwright and Debian's chromium.
+`make pictures` runs it; it needs playwright and Debian's chromium.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from builder.paper.reference import write_reference
 from builder.report.page import write_report
 
 PICTURE = Path(__file__).with_name("reference.png")
-SECTION = "#pca"
+FIGURE = "#bases"
 WIDTH = 1200
 """Pixels of a browser's window."""
 
 
 def main() -> None:
-    """Draw the study as published, and keep a picture of one section."""
+    """Draw the study as published, and keep a picture of one figure."""
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("there is no chromium here: apt-get install chromium")
@@ -34,15 +34,11 @@ def main() -> None:
         window = {"width": WIDTH, "height": 1400}
         page = browser.new_page(viewport=window, device_scale_factor=1.5, offline=True)
         page.goto(page_file.as_uri())
-        page.add_style_tag(
-            content=".bar { position: static } .tools { display: none } "
-            f"{SECTION} {{ padding: 0 1rem 1rem }} {SECTION} h2 {{ margin-top: .5rem }}"
-        )
-        section = page.locator(SECTION)
-        section.scroll_into_view_if_needed()
-        for figure in section.locator("figure").all():
-            figure.locator("svg").wait_for()
-        section.screenshot(path=PICTURE)
+        page.add_style_tag(content=".bar { position: static } .tools { display: none }")
+        figure = page.locator(FIGURE)
+        figure.scroll_into_view_if_needed()
+        figure.locator("svg").wait_for()
+        figure.screenshot(path=PICTURE)
         browser.close()
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")  # noqa: T201
 
