@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tomllib
@@ -15,6 +16,7 @@ from pages import LANGUAGES, PAGES, ROOT, anchors, blocks, code_spans, commands,
 from rooms import ROOMS
 
 import builder
+import robust_filter_lens
 from builder import schema
 from builder.cli.main import app
 
@@ -64,7 +66,9 @@ def test_every_block_of_code_is_of_a_language_that_is_checked(page: str):
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{page}:{block.line}"
         if block.language == "python":
-            compile(block.text, f"{page}:{block.line}", "exec")
+            for node in ast.walk(ast.parse(block.text, f"{page}:{block.line}")):
+                if isinstance(node, ast.ImportFrom) and node.module == "robust_filter_lens":
+                    assert {a.name for a in node.names} <= set(robust_filter_lens.__all__), page
 
 
 def check_command(line: str) -> None:
@@ -122,6 +126,24 @@ def test_every_command_in_a_sentence_has_those_options(page: str):
             known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
             used = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
             assert used <= known, f"{page}: {line}"
+
+
+def test_every_option_in_a_sentence_is_one():
+    group = typer.main.get_command(app)
+    members = [*group.commands.values(), *group.commands["bench"].commands.values()]
+    known = {o for c in members for p in c.params for o in (*p.opts, *p.secondary_opts)}
+    for page in PAGES:
+        for code in code_spans(page):
+            if code.startswith("--"):
+                assert re.split(r"[ =]", code)[0] in known, f"{page}: {code}"
+
+
+def test_readme_starts_with_the_two_commands_of_a_fresh_machine():
+    first = blocks("README.md")[0]
+    assert [line.split("#")[0].strip() for line in commands(first.text)] == [
+        "make build",
+        "make test",
+    ]
 
 
 def test_every_message_that_troubleshooting_quotes_is_one():
