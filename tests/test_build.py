@@ -25,13 +25,14 @@ from fileserver import Fault, serve
 from toy_networks import Toy, huge, wide
 
 from builder import schema
-from builder.building import finish, run, workspace
+from builder.building import finish, model, workspace
 from builder.building.options import Options
 from builder.building.run import build
 from builder.check.verify import verify
 from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
 from builder.metrics.histograms import Projector
+from builder.metrics.layer import METRICS_VERSION
 
 
 def manifest(root: Path) -> dict:
@@ -453,7 +454,7 @@ def test_a_build_resumed_with_other_metrics_measures_what_was_finished_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: bool
 ):
     with monkeypatch.context() as earlier:
-        earlier.setattr(run, "METRICS_VERSION", "0")
+        earlier.setattr(model, "METRICS_VERSION", "0")
         go_on = interrupted(tmp_path)
     entry = tmp_path / "out" / ".build" / "models" / "cifar10-robust-alpha.json"
     wrong = json.loads(entry.read_bytes())
@@ -462,7 +463,7 @@ def test_a_build_resumed_with_other_metrics_measures_what_was_finished_again(
         del wrong["made_with"]
     entry.write_text(json.dumps(wrong))
     made = manifest(go_on())
-    assert {m["made_with"]["metrics"] for m in made["models"].values()} == {run.METRICS_VERSION}
+    assert {m["made_with"]["metrics"] for m in made["models"].values()} == {METRICS_VERSION}
     assert made["mixed"] == {}
     assert verify(tmp_path / "out", full=True) == []
 

@@ -18,7 +18,7 @@ from test_verify import with_value
 
 from builder import schema
 from builder.check import recompute as recompute_
-from builder.check.recompute import _METRICS, _differs, recompute
+from builder.check.recompute import _METRICS, differs, recompute
 from builder.check.verify import verify
 
 torch = pytest.importorskip("torch")
@@ -122,7 +122,7 @@ def test_a_degenerate_layer_is_measured_as_it_is_recomputed(
         for column in _METRICS:
             have = measured[view][column.name]
             have = have.tolist() if isinstance(have, np.ndarray) else have
-            assert not _differs(have, expected[column.name], column), (view, column.name)
+            assert not differs(have, expected[column.name], column), (view, column.name)
 
 
 @pytest.mark.parametrize("entries", [1, 12, 25, 10**6])
@@ -132,7 +132,9 @@ def test_cosines_in_blocks_are_the_cosines(entries: int, monkeypatch: pytest.Mon
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
     expected = 1 - np.abs(unit @ unit.T - np.eye(12)).sum() / (12 * 11)
     monkeypatch.setattr(recompute_, "_BLOCK", entries)
-    assert recompute_._orthogonality(rows) == pytest.approx(expected, abs=1e-15)
+    assert recompute_._orthogonality(recompute_._channels(rows)) == pytest.approx(
+        expected, abs=1e-15
+    )
 
 
 def build_chain(folder: Path, kinds: list[str], scales: list[str], seed: int) -> Path:
