@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, HfFileSystem
 
 SCHEME = "hf://datasets/"
-_ID = r"[\w.-]+/[\w.-]+"
+ID = r"[\w.-]+/[\w.-]+"
+"""How a repository is named, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def is_address(text: str) -> bool:
     """
     if text.startswith("hf://"):
         return True
-    if re.fullmatch(rf"{_ID}(@\S+)?", text) is None or Path(text).exists():
+    if re.fullmatch(rf"{ID}(@\S+)?", text) is None or Path(text).exists():
         return False
     owner = text.partition("/")[0]
     return owner not in (".", "..", "out") and not Path(owner).is_dir()
@@ -76,7 +77,7 @@ def parse(text: str, revision: str | None = None) -> Place:
     Raises:
         UsageError: another form, or two revisions.
     """
-    match = re.fullmatch(rf"(?:{SCHEME})?({_ID})(?:@([^\s@]+?))?/?", text)
+    match = re.fullmatch(rf"(?:{SCHEME})?({ID})(?:@([^\s@]+?))?/?", text)
     if match is None:
         raise UsageError(
             f"{text!r} is no data set on the Hub.",

@@ -54,7 +54,7 @@ ROOMS: dict[str, Room] = {
     "sql": Room(reads=("cohort", "release")),
     "check": Room(reads=("release", "sql")),
     "report": Room(reads=("release", "sql")),
-    "publish": Room(reads=("release", "sql", "check")),
+    "publish": Room(reads=("release", "sql", "check", "report")),
     "cli": Room(
         reads=(
             *(

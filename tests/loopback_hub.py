@@ -1,7 +1,8 @@
 """A loopback stand-in for the Hugging Face Hub, for tests only. It is not the Hub.
 
 It serves, on 127.0.0.1, the endpoints that huggingface_hub and datasets use for dataset
-repositories, and the files of model repositories (under the same ids). It keeps what it gets:
+repositories and Spaces (whose ids begin with `spaces/` here), and the files of model repositories
+(under the ids of data sets). It keeps what it gets:
 commits with parents and trees, LFS objects, tags, pull requests. The real clients run against it
 unchanged (`HF_ENDPOINT=hub.url`, `HF_HUB_DISABLE_XET=1`). Known differences: no Xet, no multipart
 upload, no pagination, no web pages; tokens are the ones a test declares.
@@ -114,6 +115,7 @@ class Commit:
 class Repo:
     private: bool
     gated: bool = False
+    sdk: str | None = None  # of a Space
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -205,6 +207,10 @@ class Hub:
             tree = {**(head.tree if head else {}), path: blob}
             return repo.add(branch, tree, title, "", "bob").oid
 
+    def page(self, repo: str) -> str:
+        """The address of a repository's page."""
+        return f"{self.url}/{repo if repo.startswith('spaces/') else f'datasets/{repo}'}"
+
     # -- routes -------------------------------------------------------------------------
 
     def serve(self, request: Request, body: bytes, headers: Any) -> Answer:
@@ -228,7 +234,7 @@ class Hub:
     def _repo(self, request: Request, repo: str, write: bool = False) -> Repo:
         found = self.repos.get(repo)
         user = self.tokens.get(request.token or "")
-        owner = repo.split("/")[0]
+        owner = repo.removeprefix("spaces/").split("/")[0]
         member = user is not None and owner in (user["name"], *user["orgs"])
         if found is None or (found.private and not member):
             raise Refused(401 if user is None else 404, "RepoNotFound", "Repository not found")
@@ -265,15 +271,24 @@ class Hub:
         owner = asked.get("organization") or user["name"]
         if owner not in (user["name"], *user["orgs"]) or user["role"] != "write":
             raise Refused(403, "", f"You don't have the rights to create a dataset under {owner}")
-        repo_id = f"{owner}/{asked['name']}"
+        name = f"{owner}/{asked['name']}"
+        space = asked.get("type") == "space"
+        repo_id = f"spaces/{name}" if space else name
         if repo_id in self.repos:
-            raise Refused(409, "", "You already created this dataset repo")
+            there = {"error": "You already created this repo", "url": self.page(repo_id)}
+            return Answer(json.dumps(there).encode(), 409)
         repo = self.repos[repo_id] = Repo(
-            asked.get("private") is True or asked.get("visibility") == "private"
+            asked.get("private") is True or asked.get("visibility") == "private",
+            sdk=asked["sdk"] if space else None,
         )
-        attributes = Blob(b"*.parquet filter=lfs diff=lfs merge=lfs -text\n", False)
-        repo.add("main", {".gitattributes": attributes}, "initial commit", "", user["name"])
-        return _json({"url": f"{self.url}/datasets/{repo_id}", "name": repo_id})
+        files = {".gitattributes": b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"}
+        if repo.sdk == "static":  # the example that the Hub begins a static Space with
+            files |= {"README.md": b"---\nsdk: static\n---\n", "index.html": b"", "style.css": b""}
+        first = {path: Blob(data, False) for path, data in files.items()}
+        repo.add("main", first, "initial commit", "", user["name"])
+        return _json(
+            {"url": f"{self.url}/{'spaces' if space else 'datasets'}/{name}", "name": name}
+        )
 
     def validate_yaml(self, request: Request, body: bytes, *_: Any) -> Answer:
         good = json.loads(body)["content"].startswith("---\n")
@@ -285,11 +300,12 @@ class Hub:
         return _json(
             {
                 "_id": "0" * 24,
-                "id": repo,
-                "author": repo.split("/")[0],
+                "id": repo.removeprefix("spaces/"),
+                "author": repo.removeprefix("spaces/").split("/")[0],
                 "sha": commit.oid,
                 "private": found.private,
-                "gated": False,
+                "gated": "auto" if found.gated else False,
+                "sdk": found.sdk,
                 "disabled": False,
                 "tags": [],
                 "downloads": 0,
@@ -443,9 +459,9 @@ class Hub:
             rev = f"refs/pr/{number}"
             found.branches[rev] = head.oid
             found.prs[number] = {"title": header["summary"], "status": "open"}
-            answer["pullRequestUrl"] = f"{self.url}/datasets/{repo}/discussions/{number}"
+            answer["pullRequestUrl"] = f"{self.page(repo)}/discussions/{number}"
         made = found.add(rev, tree, header["summary"], header["description"], user["name"])
-        url = f"{self.url}/datasets/{repo}/commit/{made.oid}"
+        url = f"{self.page(repo)}/commit/{made.oid}"
         return _json({"success": True, "commitOid": made.oid, "commitUrl": url, **answer})
 
     def discussions(self, request: Request, *_: Any, repo: str) -> Answer:
@@ -525,24 +541,28 @@ def _part(data: bytes, headers: Any, about: dict[str, str]) -> Answer:
     return Answer(data[start:stop], 206, about)
 
 
-_ID = r"(?P<repo>[^/]+/[^/]+)"
+_ID = r"(?P<repo>(?:spaces/)?[^/]+/[^/]+)"
 _REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", "/api/whoami-v2", Hub.whoami),
     ("POST", "/api/repos/create", Hub.create_repo),
     ("POST", "/api/validate-yaml", Hub.validate_yaml),
-    ("GET", f"/api/datasets/{_ID}", Hub.info),
-    ("GET", f"/api/datasets/{_ID}/revision/{_REV}", Hub.info),
-    ("GET", f"/api/datasets/{_ID}/refs", Hub.refs),
-    ("GET", f"/api/datasets/{_ID}/commits/{_REV}", Hub.commits),
-    ("GET", f"/api/datasets/{_ID}/discussions", Hub.discussions),
-    ("GET", f"/api/datasets/{_ID}/tree/{_REV}(?:/(?P<path>.+))?", Hub.tree),
-    ("POST", f"/api/datasets/{_ID}/paths-info/{_REV}", Hub.paths_info),
-    ("POST", f"/api/datasets/{_ID}/preupload/{_REV}", Hub.preupload),
-    ("POST", f"/api/datasets/{_ID}/commit/{_REV}", Hub.commit),
-    ("POST", f"/api/datasets/{_ID}/tag/{_REV}", Hub.tag),
-    ("PUT", f"/api/datasets/{_ID}/settings", Hub.settings),
-    ("POST", r"/datasets/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", Hub.lfs_batch),
+    ("GET", f"/api/(?:datasets/)?{_ID}", Hub.info),
+    ("GET", f"/api/(?:datasets/)?{_ID}/revision/{_REV}", Hub.info),
+    ("GET", f"/api/(?:datasets/)?{_ID}/refs", Hub.refs),
+    ("GET", f"/api/(?:datasets/)?{_ID}/commits/{_REV}", Hub.commits),
+    ("GET", f"/api/(?:datasets/)?{_ID}/discussions", Hub.discussions),
+    ("GET", f"/api/(?:datasets/)?{_ID}/tree/{_REV}(?:/(?P<path>.+))?", Hub.tree),
+    ("POST", f"/api/(?:datasets/)?{_ID}/paths-info/{_REV}", Hub.paths_info),
+    ("POST", f"/api/(?:datasets/)?{_ID}/preupload/{_REV}", Hub.preupload),
+    ("POST", f"/api/(?:datasets/)?{_ID}/commit/{_REV}", Hub.commit),
+    ("POST", f"/api/(?:datasets/)?{_ID}/tag/{_REV}", Hub.tag),
+    ("PUT", f"/api/(?:datasets/)?{_ID}/settings", Hub.settings),
+    (
+        "POST",
+        r"/(?:datasets/)?(?P<repo>(?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch",
+        Hub.lfs_batch,
+    ),
     ("PUT", f"/lfs/{_ID}/(?P<oid>[0-9a-f]+)", Hub.lfs_put),
     ("POST", f"/lfs/{_ID}/(?P<oid>[0-9a-f]+)/verify", Hub.lfs_verify),
     ("GET", f"(?:/datasets)?/{_ID}/resolve/{_REV}/(?P<path>.+)", Hub.resolve),

@@ -32,7 +32,7 @@ from builder.publish.send import publish
 options = {k: Path(v) if k == "notes" else v for k, v in dict(given).items()}
 plan = make_plan(Path(root), repo_id, **options)
 print(as_text(plan))
-result = vars(publish(plan, private=private))
+result = vars(publish(plan))
 """
 
 
@@ -67,12 +67,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_release(tmp_path_factory.mktemp("first"))
 
 
-def publish(
-    client: HubClient, root: Path, repo_id: str = ID, private: bool = False, **given: Any
-) -> dict[str, Any]:
-    result: dict[str, Any] = client.run(
-        PUBLISH, root=str(root), repo_id=repo_id, private=private, given=given
-    )
+def publish(client: HubClient, root: Path, repo_id: str = ID, **given: Any) -> dict[str, Any]:
+    result: dict[str, Any] = client.run(PUBLISH, root=str(root), repo_id=repo_id, given=given)
     return result
 
 

@@ -80,6 +80,10 @@ def publish(
     notes: Annotated[
         Path | None, typer.Option(help="Text for the tag; needed for a major change.")
     ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", help="ORG/NAME of a static Space for the report, at the tag."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,7 +97,15 @@ def publish(
     from builder.publish.plan import as_text, make_plan
     from builder.publish.send import publish as send
 
-    plan = make_plan(release, repo_id, parent=parent, notes=notes, create_pr=create_pr)
+    plan = make_plan(
+        release,
+        repo_id,
+        parent=parent,
+        notes=notes,
+        create_pr=create_pr,
+        private=private,
+        space=space,
+    )
     if dry_run:
         if as_json:
             print_json(plan_json(plan))
@@ -101,11 +113,11 @@ def publish(
             sys.stdout.write(as_text(plan).rstrip("\n") + "\n")
         return
     with progress.show(quiet or as_json) as report:
-        done = send(plan, private=private, report=report)
+        done = send(plan, report=report)
     if as_json:
         print_json(asdict(done))
     else:
-        sys.stdout.write(f"{done.url}\n")
+        sys.stdout.write("".join(f"{url}\n" for url in (done.url, done.space) if url))
         say(f"{done.repo_id} {done.tag or '(pull request)'}: {done.sent_files} files sent")
 
 

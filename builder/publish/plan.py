@@ -5,17 +5,18 @@ Nothing here writes anything, neither on this machine nor on the Hub.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from builder import hub, schema
 from builder.check.diff import diff
 from builder.errors import BuilderError, NetworkError, UsageError
+from builder.publish.remote import Local, Remote
 from builder.publish.rules import check_private, check_release, check_token
+from builder.publish.space import Space, plan_space
 from builder.release.card import render_card
 from builder.release.manifest import Manifest, file_facts
 from builder.release.reader import open_release
@@ -24,31 +25,10 @@ from builder.release.versions import parse_version
 from builder.secrets import redact
 from builder.sql.console import card_section
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 MAX_FILES = 50
 """Files of one commit: the Hub's advice, and well inside its timeout."""
 MAX_BYTES = 4 << 30
 """Bytes of one commit: what an interruption can leave unfinished."""
-
-_KEEP = (".gitattributes",)
-"""Files of the repository that are not the release's and stay."""
-
-
-@dataclass(frozen=True)
-class Local:
-    """One file to publish: its facts, and where its bytes are."""
-
-    path: str
-    size: int
-    sha256: str
-    source: Path | bytes = field(repr=False)
-
-    def git_oid(self) -> str:
-        """Its object id where the repository keeps it as a regular file."""
-        data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,6 +44,8 @@ class Plan:
         same: number of files that are there already.
         newest, bump: newest version there, and the kind of change since.
         tagged: commit of the tag, where the whole release is published already.
+        private: whether the repository is made private, where it is made at all.
+        space: what would happen to the page beside the data, if it was asked for.
     """
 
     repo_id: str
@@ -81,6 +63,8 @@ class Plan:
     tagged: str | None = None
     notes: str = ""
     create_pr: bool = False
+    private: bool = False
+    space: Space | None = None
 
     @property
     def tag(self) -> str:
@@ -110,6 +94,8 @@ def make_plan(
     parent: str | None = None,
     notes: Path | None = None,
     create_pr: bool = False,
+    private: bool = False,
+    space: str | None = None,
 ) -> Plan:
     """Check release, token, repository and version; say what is to be sent.
 
@@ -120,6 +106,8 @@ def make_plan(
             that no publication made.
         notes: a text file for the tag's message; needed for a major change from 1.0.0 on.
         create_pr: send to a pull request instead of main; the tag waits for its merge.
+        private: make the repository private, where it is made at all.
+        space: "org/name" of a static Space for the release's page.
 
     Raises:
         UsageError: a package that publishing needs is not installed.
@@ -130,9 +118,15 @@ def make_plan(
     place = hub.parse(repo_id)
     if place.revision:
         raise UsageError("a release is published on main; give --repo-id without a revision.")
+    if space and create_pr:
+        raise UsageError(
+            "--space shows a tag, and a pull request has none yet.",
+            hint="merge it, then run the same command with --space and without --create-pr.",
+        )
     manifest = check_release(root)
     client = hub.api()
     user = check_token(client, repo_id, write=not create_pr)
+    remote = Remote(client, repo_id)
     files = _addressed(root, manifest, repo_id)
     check_private(root, {path: file.source for path, file in files.items()})
     plan = Plan(
@@ -146,14 +140,25 @@ def make_plan(
         last=[p for p in sorted(files) if not _is_data(p)],
         notes=_notes(notes),
         create_pr=create_pr,
+        private=private,
     )
     with hub.network_errors(f"look at {repo_id}"):
-        refs = _refs(client, repo_id)
+        refs = remote.refs()
+        hidden = private if refs is None else _is_hidden(remote)
     if refs is not None:
-        return _update(client, root, plan, *refs, parent)
-    if create_pr:
+        plan = _update(remote, root, plan, *refs, parent)
+    elif create_pr:
         raise NetworkError(f"there is no data set {repo_id} (or this token does not see it).")
-    return plan
+    if space is None:
+        return plan
+    at_tag = hub.Place(repo_id, plan.tag)
+    return replace(plan, space=plan_space(client, root, space, at_tag, manifest, hidden))
+
+
+def _is_hidden(remote: Remote) -> bool:
+    """Whether not everybody may read the data."""
+    info = remote.info()
+    return bool(info.private or info.gated)
 
 
 def _require_readers() -> None:
@@ -173,12 +178,12 @@ def _require_readers() -> None:
 
 
 def _update(
-    client: HfApi, root: Path, plan: Plan, head: str, tags: dict[str, str], parent: str | None
+    remote: Remote, root: Path, plan: Plan, head: str, tags: dict[str, str], parent: str | None
 ) -> Plan:
     """The plan for a repository that exists: only what it lacks, if the version is right."""
     tagged, newest = tags.get(plan.tag), _newest(tags)
     with hub.network_errors(f"list the files of {plan.repo_id}"):
-        missing, foreign = compare(client, plan.repo_id, tagged or head, plan.files)
+        missing, foreign = remote.compare(tagged or head, plan.files)
     bump = None
     if tagged and (missing or foreign):
         raise BuilderError(
@@ -190,7 +195,7 @@ def _update(
         bump = _check_version(root, plan, newest)
         if not plan.create_pr:
             with hub.network_errors(f"read the history of {plan.repo_id}"):
-                _check_history(client, plan, head, tags.get(newest or ""), parent)
+                _check_history(remote, plan, head, tags.get(newest or ""), parent)
     return replace(
         plan,
         head=head,
@@ -232,44 +237,6 @@ def _notes(path: Path | None) -> str:
         raise UsageError(f"cannot read the notes {path}: {e}.") from None
 
 
-def _refs(client: HfApi, repo_id: str) -> tuple[str, dict[str, str]] | None:
-    """Head of main and {tag: commit}; None where there is no such repository."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        refs = client.list_repo_refs(repo_id, repo_type="dataset")
-    except RepositoryNotFoundError as e:
-        if e.response.status_code == 401:  # a token that stopped working hides everything
-            raise
-        return None
-    heads = {b.name: b.target_commit for b in refs.branches}
-    if "main" not in heads:
-        raise BuilderError(f"{repo_id} has no branch main; publishing needs one.")
-    return heads["main"], {t.name: t.target_commit for t in refs.tags}
-
-
-def compare(
-    client: HfApi, repo_id: str, revision: str, files: dict[str, Local]
-) -> tuple[list[str], list[str]]:
-    """(paths whose remote digest is not ours, remote paths that are not ours), sorted."""
-    from huggingface_hub.hf_api import RepoFile
-
-    tree = client.list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True)
-    missing, foreign = dict.fromkeys(files), []
-    for entry in tree:
-        if not isinstance(entry, RepoFile):
-            continue
-        mine = files.get(entry.path)
-        if mine is None:
-            if entry.path not in _KEEP:
-                foreign.append(entry.path)
-        elif entry.size == mine.size and (
-            entry.lfs.sha256 == mine.sha256 if entry.lfs else entry.blob_id == mine.git_oid()
-        ):
-            del missing[entry.path]
-    return sorted(missing), sorted(foreign)
-
-
 def _newest(tags: Iterable[str]) -> str | None:
     versions = [t for t in tags if re.fullmatch(r"v\d+\.\d+\.\d+", t)]
     return max(versions, key=parse_version, default=None)
@@ -306,7 +273,7 @@ def _check_version(root: Path, plan: Plan, newest: str | None) -> str | None:
 
 
 def _check_history(
-    client: HfApi, plan: Plan, head: str, since: str | None, parent: str | None
+    remote: Remote, plan: Plan, head: str, since: str | None, parent: str | None
 ) -> None:
     """Refuse to build on commits after the newest version that this publication did not make."""
     repo_id = plan.repo_id
@@ -314,7 +281,7 @@ def _check_history(
         if parent != head:
             raise BuilderError(f"main of {repo_id} is at {head}, not at {parent}; look again.")
         return
-    history = client.list_repo_commits(repo_id, repo_type="dataset", revision=head)
+    history = remote.history(head)
     for commit in history:
         if commit.commit_id == since:
             return
@@ -350,10 +317,10 @@ def as_text(plan: Plan) -> str:
     """The plan in words."""
     where = f"{plan.repo_id} ({'new' if plan.head is None else f'main at {plan.head[:12]}'})"
     lines = [f"publish {plan.tag} to {where} as {plan.user}"]
+    page = [] if plan.space is None else plan.space.lines()
     if plan.tagged:
-        return "\n".join(
-            [*lines, f"{plan.tag} is there already; it would be read back once more.\n"]
-        )
+        said = f"{plan.tag} is there already; it would be read back once more"
+        return "\n".join([*lines, said, *page, ""])
     if plan.newest:
         lines.append(f"newest version there: {plan.newest}; change since: {plan.bump}")
     steps = [*plan.commits, plan.last]
@@ -363,7 +330,7 @@ def as_text(plan: Plan) -> str:
         lines += [f"  {path} ({plan.files[path].size:,})" for path in paths]
     lines += [f"  delete {path}" for path in plan.delete]
     lines.append(f"already there: {plan.same} files; to send: {plan.bytes:,} bytes")
-    return "\n".join([*lines, f"then tag {plan.tag} and read it back\n"])
+    return "\n".join([*lines, f"then tag {plan.tag} and read it back", *page, ""])
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -380,4 +347,5 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "delete": plan.delete,
         "same_files": plan.same,
         "bytes": plan.bytes,
+        "space": None if plan.space is None else plan.space.as_json(),
     }

@@ -28,7 +28,9 @@ def answered(
     con: duckdb.DuckDBPyConnection,
     release: str,
     place: Place | None,
+    *,
     memory_limit: str | None = None,
+    threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """The findings in order: the fields of `Finding`, and `sql`, `note`, `columns`, `rows`, `link`.
 
@@ -36,9 +38,10 @@ def answered(
         con: with the views of the release.
         release: its address.
         place: where it is on the Hub, at a tag; None where it is not.
+        memory_limit, threads: of DuckDB.
     """
     found = []
-    verdicts = {f.query: f for f in examine(release, memory_limit=memory_limit)}
+    verdicts = {f.query: f for f in examine(release, memory_limit=memory_limit, threads=threads)}
     for query in catalog.list_findings():
         answer = run_query(con, query)
         rows = [[_exact(v) for v in row.values()] for row in answer.rows()]

@@ -89,6 +89,11 @@ def script(code: str) -> str:
     return re.sub(r"<(?=/script|!--|script)", r"\\x3c", code, flags=re.I)
 
 
+def without_libraries(page: str) -> str:
+    """A page as far as it comes from a release, without the JavaScript and style of others."""
+    return re.sub(r"<(script|style)(?! type=.application/json).*?</\1>", "", page, flags=re.DOTALL)
+
+
 def embedded(value: Any) -> str:
     """JSON that can stand inside a <script>, whatever texts it holds."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -161,6 +166,7 @@ def render(
     overlay: Path | None = None,
     place: Place | None = None,
     memory_limit: str | None = None,
+    threads: int | None = None,
 ) -> str:
     """The page of a release, as HTML.
 
@@ -170,6 +176,7 @@ def render(
         place: where the release is (or will be) on the Hub at a tag, for links to its SQL
             console; default: what the address says.
         memory_limit: of DuckDB, e.g. "4GB".
+        threads: of DuckDB; with one, the same release has the same page to the byte.
 
     Raises:
         UsageError: no release there, or no measurement in `overlay`.
@@ -178,12 +185,12 @@ def render(
 
     release = open_release(hub.release_address(address))
     place = place or tag_of(address)
-    with open_tables(release, memory_limit=memory_limit) as con:
+    with open_tables(release, memory_limit=memory_limit, threads=threads) as con:
         tables = {name: read(con, name) for name in (*_DRAWN, *_SAID, "first_filters", "sample")}
         tables["model_values"] = con.sql("from model_values").to_arrow_table()
         answer = run_query(con, catalog.load("divergence_by_depth"))
         tables["divergence"] = pa.Table.from_batches(answer.batches, answer.schema)
-        found = answered(con, address, place, memory_limit)
+        found = answered(con, address, place, memory_limit=memory_limit, threads=threads)
     if release.manifest["weights"] == "published":  # nothing to be laid over itself
         tables["pca_published"] = tables["pca_published"].slice(0, 0)
     if overlay is not None:

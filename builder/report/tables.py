@@ -31,16 +31,23 @@ def _sql(name: str) -> str:
 
 @contextmanager
 def open_tables(
-    release: Release, *, memory_limit: str | None = None, details: int = DETAILED_MODELS
+    release: Release,
+    *,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+    details: int = DETAILED_MODELS,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with the views of a release, and the tables that others are made of.
 
     Args:
         release: from open_release.
-        memory_limit: of DuckDB.
+        memory_limit, threads: of DuckDB.
         details: models whose details the page holds.
     """
-    with open_views(release, memory_limit=memory_limit) as con, explained("the report"):
+    with (
+        open_views(release, memory_limit=memory_limit, threads=threads) as con,
+        explained("the report"),
+    ):
         con.execute("set variable details = ?", [details])
         if schema.SAMPLE in release.manifest["files"]:
             con.execute(

@@ -158,21 +158,25 @@ def _examine(
 
 
 def examine(
-    release: str, *, audits: bool = False, memory_limit: str | None = None
+    release: str,
+    *,
+    audits: bool = False,
+    memory_limit: str | None = None,
+    threads: int | None = None,
 ) -> list[Finding]:
     """Every finding on a release, in the order of the queries.
 
     Args:
         release: folder or Hub address.
         audits: also those that read every filter.
-        memory_limit: as in `views.open_views`.
+        memory_limit, threads: as in `views.open_views`.
 
     Raises:
         UsageError: no release there.
         BuilderError: a query or claim of the project does not run.
     """
     opened = open_release(hub.release_address(release))
-    with open_views(opened, memory_limit=memory_limit) as con:
+    with open_views(opened, memory_limit=memory_limit, threads=threads) as con:
         found = []
         for asked in catalog.list_findings() + (catalog.list_claimed_audits() if audits else []):
             try:
