@@ -26,6 +26,7 @@ html_title = f"{project} {release}"
 extensions = ["myst_parser"]
 exclude_patterns = ["README.md"]  # index.md includes it
 myst_enable_extensions = ["dollarmath", "tasklist"]
+myst_fence_as_directive = ["math"]  # as GitHub does
 myst_heading_anchors = 4
 nitpicky = True
 smartquotes = False  # which make one dash of --full
@@ -47,7 +48,7 @@ def _write_math(tag: str, display: bool) -> Any:
         except MathError as e:
             logger.warning("formula: %s", e, location=node)
         else:
-            writer.body.append(f"<{tag}>{formula}</{tag}>")
+            writer.body.append(f'<{tag} class="math">{formula}</{tag}>')
         raise SkipNode
 
     return write

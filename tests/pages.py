@@ -19,7 +19,7 @@ PAGES = tuple(
     if path.name != "dataset_card.md"  # a template; tests/test_card.py runs its examples
 )
 
-LANGUAGES = ("sh", "python", "sql", "csv", "text", "{include} README.md", "{toctree}")
+LANGUAGES = ("sh", "python", "sql", "csv", "text", "math", "{include} README.md", "{toctree}")
 
 
 @dataclass(frozen=True)

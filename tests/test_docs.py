@@ -138,6 +138,13 @@ def test_every_option_in_a_sentence_is_one():
                 assert re.split(r"[ =]", code)[0] in known, f"{page}: {code}"
 
 
+def test_a_formula_in_a_sentence_has_nothing_that_markdown_escapes():
+    for page in PAGES:
+        text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / page).read_text(), flags=re.S)
+        for formula in re.findall(r"\$([^$]+)\$", text):
+            assert not re.search(r"\\[^A-Za-z]", formula), f"{page}: {formula}"
+
+
 def test_readme_starts_with_the_two_commands_of_a_fresh_machine():
     first = blocks("README.md")[0]
     assert [line.split("#")[0].strip() for line in commands(first.text)] == [
