@@ -10,9 +10,9 @@ build: .venv/.installed  ## The embedded default: build out/mini from real weigh
 	$(BIN)/builder report out/mini -o out/mini.html
 
 test: .venv/.dev  ## The fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not spark"
 
-test-all: .venv/.dev  ## Every test this machine can run
+test-all: .venv/.scale  ## Every test this machine can run
 	$(BIN)/python -m pytest
 
 check: .venv/.dev  ## Lint, format, types, SQL, generated documentation
@@ -46,6 +46,10 @@ site: .venv/.dev  ## The pages of docs/ as a site in out/site; a warning is an e
 pictures: build .venv/.dev  ## Draw the pictures of README and docs/ anew; needs chromium
 	$(BIN)/python docs/pictures.py out/mini
 	$(BIN)/python docs/screenshot.py
+
+.venv/.scale: .venv/.dev
+	$(PIP) install -q -c requirements.lock -e '.[spark]'
+	touch $@
 
 clean:  ## Remove the environment and what was built in out/
 	rm -rf .venv out

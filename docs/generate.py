@@ -109,7 +109,7 @@ def _plain(text: str) -> str:
 TOPICS = {
     "Use it": ("reading", "queries", "measuring", "commands"),
     "Understand it": ("metrics", "folding", "first-layer", "tables"),
-    "Build it": ("models", "full-scale", "troubleshooting"),
+    "Build it": ("models", "full-scale", "executors", "troubleshooting"),
     "Develop it": ("architecture", "releasing"),
     "More": (),
 }

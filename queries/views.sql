@@ -31,12 +31,19 @@ select * from read_parquet(getvariable('release') || '/data/paper.parquet', hive
 
 -- The two sides of every pair; a standard model stands once per robust model that it is compared with.
 create or replace view members as
+with sides as (
+    select
+        *,
+        unnest(['robust', 'standard']) as kind
+    from pairs
+)
+
 select
     dataset,
     robust_model_id as pair,
-    unnest(['robust', 'standard']) as kind,
-    unnest([robust_model_id, standard_model_id]) as model_id
-from pairs;
+    kind,
+    if(kind = 'robust', robust_model_id, standard_model_id) as model_id
+from sides;
 
 -- A box plot's numbers. A whisker reaches the last value within 1.5 box heights, and never into the box.
 create or replace macro box(points) as (

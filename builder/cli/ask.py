@@ -46,11 +46,18 @@ def query(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Every query and its title.")] = False,
     memory_limit: MemoryLimit = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="duckdb, or spark for what reads every filter.")
+    ] = "duckdb",
+    master: Annotated[
+        str | None, typer.Option("--master", help="Spark's; default local[*], this machine.")
+    ] = None,
 ) -> None:
     """Run one SQL query on a release, on disk or on the Hub.
 
     Example: builder query sparsity_overall --release out/mini --format csv
     Example: builder query "select network, sparsity from models order by all"
+    Example: builder query audit/linf --release /shared/paper --engine spark --master spark://head:7077
     """
     from builder.sql.catalog import list_queries
     from builder.sql.run import answer_query
@@ -68,6 +75,8 @@ def query(
         form=form,
         params=param or (),
         memory_limit=memory_limit,
+        engine=engine,
+        master=master,
     )
     if said:
         say(said)

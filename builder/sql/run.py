@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, BinaryIO
@@ -13,13 +14,15 @@ import pyarrow as pa
 
 from builder import hub
 from builder.errors import UsageError
-from builder.release.reader import open_release
+from builder.release.reader import Release, open_release
 from builder.release.views import explained, first_line, one_select, open_views
 from builder.secrets import redact
 from builder.sql import catalog, render
 from builder.sql.catalog import Query
+from builder.sql.spark import MASTER, run_on_spark
 
 BATCH_ROWS = 65_536
+ENGINES = ("duckdb", "spark")
 
 
 def parse_params(texts: Sequence[str]) -> dict[str, str]:
@@ -106,6 +109,8 @@ def answer_query(
     form: str = "table",
     params: Sequence[str] = (),
     memory_limit: str | None = None,
+    engine: str = "duckdb",
+    master: str | None = None,
 ) -> str:
     """Run one query and write its answer; the whole of `builder query`.
 
@@ -115,24 +120,42 @@ def answer_query(
         out: where the answer goes, e.g. sys.stdout.buffer.
         form: one of `render.FORMATS`.
         params: `k=v` texts.
-        memory_limit: e.g. "4GB".
+        memory_limit: e.g. "4GB"; DuckDB's.
+        engine: one of `ENGINES`.
+        master: Spark's, e.g. "spark://host:7077"; default this machine.
 
     Returns:
         What to tell the user beside the answer; often nothing.
     """
     if form not in render.FORMATS:
         raise UsageError(f"--format {form}: expected {', '.join(render.FORMATS)}.")
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: expected {' or '.join(ENGINES)}.")
+    owners = {"--memory-limit": (memory_limit, "duckdb"), "--master": (master, "spark")}
+    for option, (value, owner) in owners.items():
+        if value is not None and engine != owner:
+            raise UsageError(f"{option} is for --engine {owner}.")
     query = catalog.load(name)
     given = parse_params(params)
-    with open_views(open_release(hub.release_address(release)), memory_limit=memory_limit) as con:
-        _check_model(con, query, given)
-        answer = run_query(con, query, given)
+    opened = open_release(hub.release_address(release))
+    _check_model(opened, query, given)
+    with ExitStack() as stack:
+        if engine == "spark":
+            _check(query, given)
+            answer = _collected(query.name, run_on_spark(opened, query, given, master or MASTER))
+        else:
+            con = stack.enter_context(open_views(opened, memory_limit=memory_limit))
+            answer = run_query(con, query, given)
         first = next(answer.batches, None)
         said = render.write(answer.name, answer.schema, _again(first, answer.batches), form, out)
     if first is None:
         given_words = ", ".join(f"{k}={v}" for k, v in given.items())
         return f"{query.name}: no row" + (f" matches {given_words}." if given else ".")
     return said
+
+
+def _collected(name: str, table: pa.Table) -> Answer:
+    return Answer(name, table.schema, iter(table.to_batches(BATCH_ROWS)))
 
 
 def _again(
@@ -143,7 +166,7 @@ def _again(
         yield from rest
 
 
-def _check_model(con: duckdb.DuckDBPyConnection, query: Query, params: Mapping[str, str]) -> None:
+def _check_model(release: Release, query: Query, params: Mapping[str, str]) -> None:
     """Refuse a model_id that the release does not have, where the query's header declares one.
 
     Raises:
@@ -151,8 +174,7 @@ def _check_model(con: duckdb.DuckDBPyConnection, query: Query, params: Mapping[s
     """
     if "model_id" not in params or "model_id" not in query.param_names:
         return
-    with explained(query.name):
-        known = [name for (name,) in con.execute("select model_id from models").fetchall()]
+    known = release.table("models", columns=["model_id"])["model_id"].to_pylist()
     if params["model_id"] not in known:
         near = get_close_matches(params["model_id"], known, 3, 0.5)
         raise UsageError(
