@@ -136,6 +136,7 @@ def contents() -> str:
             title, _, text = (DOCS / f"{page}.md").read_text(encoding="utf-8").partition("\n")
             words = " ".join(text.strip().split("\n\n")[0].split())
             sentence = re.split(r"(?<=[.?]) ", words)[0]
+            assert sentence[0] not in "#`<|!", f"docs/{page}.md does not begin with a sentence"
             lines.append(f"- [{title.lstrip('# ')}]({page}.md): {sentence}")
         lines.append("")
     return "\n".join(lines)
