@@ -322,6 +322,18 @@ MODELS = Table(
             "First model of the release with identical filters; null where this one is first.",
             True,
         ),
+        Column(
+            "group",
+            _LABEL,
+            "First of the models that must not be separated from this one: of the same filters, "
+            "of one paper or pair, and so on from each of those.",
+        ),
+        Column(
+            "split",
+            _LABEL,
+            "train, validation or test, for learning from weights: whole groups, about 70, 15 and "
+            "15 % of the filters, alike in data set and kind as far as groups allow.",
+        ),
         *(
             Column(name + suffix, type_, f"{text} ({view} weights).", True, tolerance)
             for view, suffix in VIEW_SUFFIX.items()

@@ -42,6 +42,8 @@ def model(dataset: str, robust: bool, network: str, **more: Any) -> dict[str, An
         "source": "file",
         "n_layers": 2,
         "n_filters": 48,
+        "group": schema.model_id(dataset, robust, network),
+        "split": "train",
         **more,
     }
 

@@ -23,6 +23,7 @@ from builder.paper.published import paper_table
 from builder.release import content
 from builder.release.manifest import write_manifest
 from builder.release.sample import positions
+from builder.release.split import with_splits
 from builder.release.write import write_table
 
 Array = np.ndarray[Any, Any]
@@ -314,7 +315,6 @@ def make_world() -> World:
             world.weights[net.model_id, index] = _weights(net, index, outs, ins, bn is not None)
     tables = world.tables
     tables["layers"] = pd.DataFrame(_layer_rows(world))
-    tables["models"] = pd.DataFrame(_model_rows(tables["layers"]))
     tables["pairs"] = pd.DataFrame(
         {
             "robust_model_id": net.model_id,
@@ -325,6 +325,8 @@ def make_world() -> World:
         for net in NETS
         if net.partner
     )
+    models = with_splits(_model_rows(tables["layers"]), tables["pairs"].to_dict("records"))
+    tables["models"] = pd.DataFrame(models)
     tables["pca"] = pd.DataFrame(_pca_rows(world))
     tables["histograms"] = pd.DataFrame(_histogram_rows(world, tables["pca"]))
     tables["first_layer"] = pd.DataFrame(_first_layer_rows())

@@ -21,6 +21,7 @@ from builder.files import file_sha256, write_atomic
 from builder.release import content
 from builder.release.card import render_card
 from builder.release.manifest import file_facts, read_manifest, write_manifest
+from builder.release.split import with_splits
 from builder.release.texts import seal
 from builder.release.write import write_table
 
@@ -160,7 +161,7 @@ def _rows(name: str, models: tuple[Tiny, ...]) -> list[dict[str, Any]]:
         rng = np.random.default_rng(0)
         known = {"finding": "synthetic", "source": "nowhere", "method": "printed"}
         rows += [_row(table, rng, **known, keys=f"k={i}") for i in range(3)]
-    return rows
+    return with_splits(rows, _rows("pairs", models)) if name == "models" else rows
 
 
 def _facts(root: Path, path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from builder.release import moments, sample
 from builder.release.card import render_card
 from builder.release.manifest import FileFacts, Manifest, Provenance, tools, write_manifest
 from builder.release.moments import Moments
+from builder.release.split import with_splits
 from builder.release.texts import write_texts
 from builder.release.write import table_from_rows, write_table
 
@@ -58,7 +59,7 @@ def finish(
     bases = pca_rows(planned, layers)
     write("layers", table_from_rows(schema.LAYERS, layers))
     write("pca", table_from_rows(schema.PCA, bases))
-    models = model_rows(planned, entries)
+    models = model_rows(cohort, planned, entries)
     write("models", table_from_rows(schema.MODELS, models))
     write("pairs", table_from_rows(schema.PAIRS, cohort.pair_rows()))
     first_layer = [row for entry in entries for row in entry["first_layer"]]
@@ -123,9 +124,9 @@ def _duplicates(models: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def model_rows(
-    planned: Sequence[PlannedModel], entries: Sequence[dict[str, Any]]
+    cohort: Cohort, planned: Sequence[PlannedModel], entries: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of `models`: the cohort's facts, provenance, and aggregates over the layers."""
+    """Rows of `models`: the cohort's facts, provenance, aggregates over the layers, splits."""
     rows = []
     first: dict[str, str] = {}
     for p, entry in zip(planned, entries, strict=True):
@@ -149,7 +150,7 @@ def model_rows(
                 **aggregate(entry["layers"], "trained"),
             }
         )
-    return rows
+    return with_splits(rows, cohort.pair_rows())
 
 
 def aggregate(layers: list[dict[str, Any]], view: str) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def sheets(manifest: Manifest) -> Iterator[Sheet]:
             continue
         table = schema.TABLES[name]
         columns = {c.name: c.tolerance for c in table.columns if not pa.types.is_nested(c.type)}
-        sql = f"select {', '.join(columns)} from {name} order by {', '.join(table.key)}"
+        wanted = ", ".join(f'"{c}"' for c in columns)
+        sql = f"select {wanted} from {name} order by {', '.join(table.key)}"
         yield Sheet(f"tables/{name}.csv", Query(name, sql), columns)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from builder import schema
 from builder.errors import UsageError
-from builder.release import content
+from builder.release import content, split
 from builder.release.parquet import open_parquet
 from builder.release.views import connect, literal, scan
 
@@ -97,7 +97,7 @@ def compare_rows(a: Path, b: Path, table: schema.Table, shared: dict[str, str]) 
             removed_rows=removed,
             changed_rows=changed,
             rounding_rows=rounding,
-            summary_rows=_summary_rows(con, table.name),
+            summary_rows=_summary_rows(con, table.name, list(columns)),
             columns=list(_column_changes(con, columns)) if changed or rounding else [],
             examples=[text for (text,) in examples],
         )
@@ -160,12 +160,15 @@ def _column_changes(
             yield ColumnChange(name, rows, largest, rounding)
 
 
-def _summary_rows(con: duckdb.DuckDBPyConnection, name: str) -> int:
+def _summary_rows(con: duckdb.DuckDBPyConnection, name: str, columns: list[str]) -> int:
     """How many of the changed rows summarise all models of a release."""
     if name == "histograms":
         where = "true"
     elif name == "pca":
         where = f"split(key, ', ')[1] IN {schema.UNIONS}"  # `basis` comes first
+    elif name == "models":
+        own = [f"x{i}" for i, column in enumerate(columns) if column not in split.COLUMNS]
+        where = f"NOT ({' OR '.join(own) or 'false'})"
     else:
         return 0
     ((count,),) = con.execute(f"SELECT count(*) FROM joined WHERE beyond AND {where}").fetchall()

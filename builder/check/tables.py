@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from builder import schema
 from builder.check.fault import Fault
+from builder.release import split
 from builder.release.manifest import Manifest, filter_files
 from builder.release.parquet import open_parquet
 from builder.release.views import connect
@@ -135,6 +136,7 @@ def check_tables(root: Path, manifest: Manifest) -> Iterator[Fault]:
             broken = connection.execute(f"SELECT * FROM ({sql}) LIMIT 3").fetchall()
             if broken:
                 yield Fault("tables", "data", f"{rule}: {', '.join(str(r[0]) for r in broken)}")
+        yield from _check_splits(root)
         models = connection.execute(
             "SELECT dataset::VARCHAR, model_id::VARCHAR, n_filters FROM models"
         ).fetchall()
@@ -146,6 +148,20 @@ def check_tables(root: Path, manifest: Manifest) -> Iterator[Fault]:
     if counted != [totals]:
         yield Fault("counts", schema.MANIFEST, f"totals are {totals}, the tables hold {counted[0]}")
     yield from _check_filter_files(root, manifest, models)
+
+
+def _check_splits(root: Path) -> Iterator[Fault]:
+    """Groups and splits are those that follow from the models and their pairs."""
+    path = schema.table_path("models")
+    models, pairs = (
+        pq.read_table(root / schema.table_path(name)).to_pylist() for name in ("models", "pairs")
+    )
+    expected = split.assign(models, pairs)
+    for model in models:
+        for column, value in expected[model["model_id"]].items():
+            if model[column] != value:
+                said = f"{column} is {model[column]}, the models give {value}"
+                yield Fault("tables", path, f"{model['model_id']}: {said}")
 
 
 def _check_values(path: str, table: schema.Table, rows: pa.Table) -> Iterator[Fault]:

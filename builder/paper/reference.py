@@ -24,6 +24,7 @@ from builder.paper.published import paper_table, read_published
 from builder.release import moments
 from builder.release.manifest import FileFacts, Provenance, tools, write_manifest
 from builder.release.moments import Array, Moments
+from builder.release.split import with_splits
 from builder.release.texts import write_texts
 from builder.release.write import table_from_rows, write_table
 
@@ -104,7 +105,7 @@ def model_rows(cohort: Cohort) -> list[dict[str, Any]]:
                 "sparsity": counts["n_sparse"] / counts["n_filters"],
             }
         )
-    return rows
+    return with_splits(rows, cohort.pair_rows())
 
 
 def _tables(cohort: Cohort) -> dict[str, pa.Table]:

@@ -15,6 +15,7 @@ from builder import schema
 from builder.files import project_file
 from builder.release import sample
 from builder.release.manifest import FileFacts, Manifest
+from builder.release.split import SPLITS
 from builder.release.write import ROWS_PER_GROUP
 
 SIZES = (
@@ -94,6 +95,7 @@ def render_card(
         "row_group": f"{ROWS_PER_GROUP:,}",
         "structure": _structure(files, datasets),
         "tables": "\n\n".join(_columns(t) for t in tables.values()),
+        "splits": _splits(models),
         "made": _made(manifest),
         "sources": "\n".join(_sources(models)),
         "limits": "\n".join(_limits(manifest)),
@@ -260,6 +262,18 @@ def _columns(table: schema.Table) -> str:
         null = "yes" if c.nullable else ""
         lines.append(f"| `{c.name}` | {type_name(c.type)} | {null} | {text} |")
     return "\n".join(lines)
+
+
+def _splits(models: list[dict[str, Any]]) -> str:
+    """How many models, groups and filters each split has."""
+    total = sum(m["n_filters"] for m in models) or 1
+    parts = []
+    for name in SPLITS:
+        mine = [m for m in models if m["split"] == name]
+        share = sum(m["n_filters"] for m in mine) / total
+        groups = len({m["group"] for m in mine})
+        parts.append(f"{name} {len(mine)} models in {groups} groups, {share:.1%} of the filters")
+    return f": {'; '.join(parts)}"
 
 
 def _made(manifest: Manifest) -> str:
