@@ -51,6 +51,7 @@ ROOMS: dict[str, Room] = {
         reads=("cohort", "release", "paper", "sources", "network", "metrics", "first_layer"),
         torch=True,
     ),
+    "loading": Room(reads=("release",), torch=True),
     "sql": Room(reads=("cohort", "release")),
     "check": Room(reads=("release", "sql")),
     "report": Room(reads=("release", "sql")),

@@ -7,6 +7,7 @@
     >>> release.sql("select dataset, count(*) as models from models group by dataset")
     >>> for batch in release.filters("cifar10-robust-*", view="folded"):
     ...     batch.filters                                 # (n, 3, 3) float32
+    >>> data = rfl.ReleaseDataset(release, "layer")       # for DataLoader; this needs torch
     >>> measured = rfl.measure(model, dataset="cifar10")  # a torch.nn.Module; this needs torch
     >>> measured.summary, measured.layers, measured.compare()
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from builder.compare.comparison import Comparison
     from builder.compare.measurement import Measurement
     from builder.errors import BuilderError, NetworkError, UsageError
+    from builder.loading.dataset import ReleaseDataset
     from builder.measure.callbacks import lightning_callback, log_summary, trainer_callback
     from builder.measure.target import measure
     from builder.release.reader import FilterBatch, Release, open_release, to_array
@@ -40,6 +42,7 @@ __all__ = [
     "Measurement",
     "NetworkError",
     "Release",
+    "ReleaseDataset",
     "UsageError",
     "__version__",
     "lightning_callback",
@@ -64,6 +67,7 @@ _HOME = {
     "trainer_callback": "builder.measure.callbacks",
     "FilterBatch": "builder.release.reader",
     "Release": "builder.release.reader",
+    "ReleaseDataset": "builder.loading.dataset",
     "open_release": "builder.release.reader",
     "to_array": "builder.release.reader",
 }

@@ -1,0 +1,1 @@
+"""A release for training loops of torch: sharded, shuffled, resumable."""
