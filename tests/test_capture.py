@@ -40,7 +40,13 @@ class Net(nn.Module):
 def capture(model: nn.Module) -> Features:
     torch.manual_seed(1)
     model.eval()
-    return first_features(model, model, torch.rand(2, 3, 8, 8))[0]
+    x = torch.rand(2, 3, 8, 8)
+    found, _, until = first_features(model, model, x)
+    short, *_ = first_features(model, model, x, until)  # ends behind the first layers, if it may
+    assert short.keys() == found.keys()
+    for layer, pair in found.items():
+        assert all(map(torch.equal, pair, short[layer])), layer
+    return found
 
 
 def swish(x: Tensor) -> Tensor:
@@ -221,7 +227,13 @@ def test_every_network_of_the_paper_has_a_first_layer_with_an_activation(constru
     with torch.device("meta"):
         model = construct(constructor).eval()
     size = CONSTRUCTORS[constructor]
-    found, _ = first_features(model, model, torch.empty(1, 3, size, size, device="meta"))
+    x, ran = torch.empty(1, 3, size, size, device="meta"), []
+    found, _, until = first_features(model, model, x)
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: ran.append(module))
+    assert first_features(model, model, x, until)[0].keys() == found.keys()
+    if len(found) == 1:  # what lies behind is not run; of an ensemble all but the last member is
+        assert len(ran) < 0.1 * len(list(model.modules()))
     assert list(found) == [c.layer for c in trace(model, size) if c.conv_depth == 0]
     for pre, post in found.values():
         assert post is not pre

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -48,16 +48,21 @@ class _FirstLayer:
     closed: bool = False  # an operator that is not pointwise has read what `post` comes from
 
 
+class _Seen(BaseException):
+    """Ends a forward pass behind its first layers; no network's own code swallows it."""
+
+
 class _Follower:
     """Follows the image through the ATen operators of one forward pass."""
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, until: Mapping[str, bool] | None) -> None:
         from torch.utils.weak import WeakTensorKeyDictionary
 
         names = {p: schema.layer_name(name) for name, p in model.named_parameters()}
         # Of casts and aliases too: autocast makes some.
         self.names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary(names)
         self.layers: dict[str, _FirstLayer] = {}
+        self.until = until
         # Parameters and constants are not in it. Weak keys: a freed tensor's identity is soon that
         # of another, and a constant made on the way must not inherit what the freed one held.
         self.origins: MutableMapping[Tensor, _Origin] = WeakTensorKeyDictionary({x: _IMAGE})
@@ -75,6 +80,14 @@ class _Follower:
                 self.origins.pop(t, None)
             else:
                 self.origins[t] = origin
+        if origin is _DEEP and self.seen():
+            raise _Seen
+
+    def seen(self) -> bool:
+        """Whether all that the pass is for has been seen, so that it may end."""
+        return self.until is not None and self.until == {
+            name: layer.normalised for name, layer in self.layers.items() if layer.closed
+        }
 
     def _origin(
         self, func: Any, args: tuple[Any, ...], sources: set[_Origin], result: Tensor
@@ -121,8 +134,11 @@ def _is_pointwise(func: Any) -> bool:
 
 
 def first_features(
-    model: nn.Module, forward: Callable[[Tensor], Any], x: Tensor
-) -> tuple[Features, Any]:
+    model: nn.Module,
+    forward: Callable[[Tensor], Any],
+    x: Tensor,
+    until: Mapping[str, bool] | None = None,
+) -> tuple[Features, Any, dict[str, bool]]:
     """The outputs of the first convolutions for the images `x`, and the network's own output.
 
     A convolution is a first one if no other lies between it and the image; an ensemble has several.
@@ -136,10 +152,12 @@ def first_features(
         model: in evaluation mode; its parameters name the convolutions.
         forward: runs the model on images.
         x: floating point (n, 3, h, w) in [0, 1], on the model's device.
+        until: what a whole pass of this model returned last: this one ends when it has seen those
+            layers, instead of running the network behind them.
 
     Returns:
-        Features, copies of (n, channels, h', w') each, in order of execution; and what `forward`
-        returned.
+        Features, copies of (n, channels, h', w') each, in order of execution; what `forward`
+        returned, None where it was ended; and whether each layer is read by a BatchNorm.
 
     Raises:
         BuilderError: no convolution reads the image, or one with a computed weight.
@@ -147,7 +165,8 @@ def first_features(
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    follower = _Follower(model, x)
+    follower = _Follower(model, x, until)
+    output = None
 
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
@@ -158,7 +177,12 @@ def first_features(
             return output
 
     with torch.no_grad(), Recorder():  # type: ignore[no-untyped-call]
-        output = forward(x)
+        try:
+            output = forward(x)
+        except (_Seen, RuntimeError):  # the second is what TorchScript makes of the first
+            if not follower.seen():
+                raise
     if not follower.layers:
         raise BuilderError(f"{type(model).__name__} runs no convolution on the image.")
-    return {name: (layer.pre, layer.post) for name, layer in follower.layers.items()}, output
+    features = {name: (layer.pre, layer.post) for name, layer in follower.layers.items()}
+    return features, output, {name: layer.normalised for name, layer in follower.layers.items()}

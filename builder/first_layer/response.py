@@ -118,8 +118,9 @@ def measure_response(
                 for parameter in model.parameters():
                     parameter.requires_grad_(False)
                 forward = _forward(model)
-                clean, outputs = _features(model, forward, images, device)
-                _refuse_noise(clean, _features(model, forward, images[:BATCH], device)[0])
+                clean, outputs, until = _features(model, forward, images, device)
+                again, *_ = _features(model, forward, images[:BATCH], device, until)
+                _refuse_noise(clean, again)
         except BuilderError as e:
             return [r for p in ("random", "pgd") for r in unmeasured(layers, p, eps, e)]
         generator = torch.Generator().manual_seed(seed)
@@ -138,7 +139,7 @@ def measure_response(
             try:
                 with measuring():
                     moved = pgd() if perturbation == "pgd" else (images + eps * signs).clamp(0, 1)
-                    features, _ = _features(model, forward, moved, device)
+                    features, *_ = _features(model, forward, moved, device, until)
             except BuilderError as e:
                 rows += unmeasured(list(clean), perturbation, eps, e)
                 continue
@@ -188,16 +189,23 @@ def logits(output: Any, n_classes: int) -> Tensor:
 
 
 def _features(
-    model: nn.Module, forward: Forward, images: Tensor, device: str
-) -> tuple[Features, list[Any]]:
-    """First-layer features of the images, on the CPU, and the outputs of each batch."""
+    model: nn.Module,
+    forward: Forward,
+    images: Tensor,
+    device: str,
+    until: Mapping[str, bool] | None = None,
+) -> tuple[Features, list[Any], dict[str, bool]]:
+    """First-layer features of the images, on the CPU, the outputs of each batch, and `until`."""
     import torch
 
-    batches = [first_features(model, forward, x.to(device)) for x in torch.split(images, BATCH)]
-    return {
-        layer: tuple(torch.cat([f[layer][i].cpu() for f, _ in batches]) for i in (0, 1))  # type: ignore[misc]
+    batches = [
+        first_features(model, forward, x.to(device), until) for x in torch.split(images, BATCH)
+    ]
+    features: Features = {
+        layer: tuple(torch.cat([f[layer][i].cpu() for f, _, _ in batches]) for i in (0, 1))  # type: ignore[misc]
         for layer in batches[0][0]
-    }, [output for _, output in batches]
+    }
+    return features, [output for _, output, _ in batches], batches[0][2]
 
 
 def _refuse_noise(features: Features, again: Features) -> None:
