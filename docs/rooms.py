@@ -53,6 +53,7 @@ ROOMS: dict[str, Room] = {
     ),
     "loading": Room(reads=("release",), torch=True),
     "sql": Room(reads=("cohort", "release")),
+    "tasks": Room(reads=("release",)),
     "check": Room(reads=("release", "sql")),
     "report": Room(reads=("release", "sql")),
     "publish": Room(reads=("release", "sql", "check", "report")),
@@ -68,7 +69,7 @@ ROOMS: dict[str, Room] = {
                 "training",
                 "building",
             ),
-            *("sql", "check", "report", "publish"),
+            *("sql", "tasks", "check", "report", "publish"),
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Ask a release: query, findings; and the reference release to ask."""
+"""Ask a release: query, findings, score; and the reference release to ask."""
 
 from __future__ import annotations
 
@@ -113,6 +113,37 @@ def findings(
         print_table(claims.COLUMNS, [asdict(f) for f in found], "--json")
     say(claims.summary(found))
     raise typer.Exit(claims.exit_code(found))
+
+
+@app.command(rich_help_panel=ASK)
+def score(
+    task: Annotated[str, typer.Argument(help="robust, depth_bin or autoattack_acc.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="CSV: the keys of the examples, and a column of the task's name.")
+    ],
+    release: ReleaseOption = "out/mini",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Score a file of predictions on one of the fixed tasks.
+
+    Example: builder score robust predictions.csv --release out/mini
+    """
+    from builder.hub import release_address
+    from builder.release.reader import open_release
+    from builder.tasks.examples import task_of
+    from builder.tasks.score import score
+
+    found = score(open_release(release_address(release)), task_of(task), predictions, split)
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [{"measure": name, "value": value} for name, value in found.measures.items()]
+    print_table(("measure", "value"), rows, "--json")
+    say(
+        f"{found.task}, {found.split}: {found.examples} examples of {found.models} models in "
+        f"{found.groups} groups"
+    )
 
 
 @app.command(rich_help_panel=ASK)

@@ -1,0 +1,1 @@
+"""Fixed tasks for people who learn from weights: their examples, and what predictions score."""
