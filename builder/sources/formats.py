@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from builder.sources import unpickle
 from builder.sources.foreign import of_zip, refuse_unknown
-from builder.sources.instructions import MAX_BYTES
+from builder.sources.instructions import MAX_BYTES, TooLong
 from builder.sources.packing import Span, zip_entries, zip_extent
 from builder.sources.stored import Malformed, Storage, StoredTensor, Unreadable
 
@@ -24,6 +25,7 @@ Extents = dict[str, tuple[int, int]]
 
 MAX_HEADER_BYTES = 100 << 20  # the safetensors library's own bound
 _MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC_BYTES = 1024  # more than its pickle has in any protocol: of other files no more is read
 _PROTOCOL = 1001
 _SAFETENSORS = {
     "F64": "float64",
@@ -106,12 +108,17 @@ def read_legacy(span: Span) -> tuple[Any, Extents]:
             widths[stored.key] = stored.dtype.itemsize
         return stored
 
+    other = Malformed("it is a pickle, but not one that torch.save writes")
     try:
-        magic, at = _load_pickle(span, span.start, storage)
+        magic, at = _load_pickle(span, span.start, storage, _MAGIC_BYTES)
+    except TooLong:
+        if not re.match(rb"\x80[\x02-\x05]", span.head(2)):
+            refuse_unknown(span, "its pickle is too long")
+        raise other from None
     except Malformed as e:
         refuse_unknown(span, str(e))
     if magic != _MAGIC:
-        raise Malformed("it is a pickle, but not one that torch.save writes")
+        raise other
     protocol, at = _load_pickle(span, at, storage)
     system, at = _load_pickle(span, at, storage)
     if protocol != _PROTOCOL or not isinstance(system, dict):
@@ -143,6 +150,8 @@ def read_safetensors(span: Span) -> tuple[Any, Extents]:
     data = span.start + 8 + int.from_bytes(span.head(8), "little")
     tree: dict[str, StoredTensor | Unreadable] = {}
     extents: Extents = {}
+    if b"\0" in span.memory[span.start + 8 : min(span.end, data, span.start + 4096)]:
+        raise Malformed("its safetensors header is damaged or truncated (it holds zeros)")
     try:
         header = json.loads(span.memory[span.start + 8 : min(span.end, data)])
         header.pop("__metadata__", None)
@@ -169,11 +178,11 @@ def read_safetensors(span: Span) -> tuple[Any, Extents]:
 
 
 def _load_pickle(
-    span: Span, start: int, storage: Callable[[tuple[Any, ...]], Any]
+    span: Span, start: int, storage: Callable[[tuple[Any, ...]], Any], limit: int = MAX_BYTES
 ) -> tuple[Any, int]:
-    """One pickle out of the file, and where it ends."""
-    window = span.memory[start : min(span.end, start + MAX_BYTES)]
-    value, length = unpickle.load(window, span.name, storage)
+    """One pickle out of the file, of `limit` bytes at most, and where it ends."""
+    window = Span(span.memory, start, min(span.end, start + limit), span.name)
+    value, length = unpickle.load(window.file(), span.name, storage, limit)
     return value, start + length
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import pickletools
+from typing import IO
 
 from builder.sources.stored import Malformed
 
@@ -33,16 +33,22 @@ _EFFECTS = _effects()
 _EXTENSIONS = frozenset({"EXT1", "EXT2", "EXT4"})
 
 
-def scan(data: bytes) -> int:
+class TooLong(Malformed):
+    """A pickle that does not end where it must."""
+
+
+def scan(stream: IO[bytes], limit: int) -> int:
     """Walk over one pickle's instructions without following them; return where it ends.
+
+    The stream begins with the pickle. Of what is none, no more is read than shows that.
 
     Refuses what would harm the reader itself: extension codes (they bypass the look-up of
     names), memo numbers that make the unpickler reserve gigabytes, deeply nested tuples.
 
     Raises:
+        TooLong: one that does not end before `limit` bytes.
         Malformed: no pickle, a truncated one, or one beyond the bounds above.
     """
-    stream = io.BytesIO(data)
     depths: list[int] = []  # of the values on the stack: how deep tuples are nested in each
     marks: list[int] = []
     memo = bytearray()  # 1 + the depth of what lies there; 0: nothing
@@ -84,8 +90,8 @@ def scan(data: bytes) -> int:
                 del depths[start:]
                 depths += [depth] * leaves
     except (ValueError, OverflowError, UnicodeError, RecursionError, IndexError) as e:
-        if len(data) >= MAX_BYTES:
-            raise Malformed(f"its pickle has more than {MAX_BYTES >> 20} MB, or is damaged") from e
+        if stream.tell() >= limit:
+            raise TooLong(f"its pickle has more than {limit:,} bytes, or is damaged") from e
         # genops reports its file-like argument's repr; the first line says what is wrong.
         raise Malformed(f"its pickle is damaged or truncated ({str(e).splitlines()[0]})") from None
     return stream.tell()

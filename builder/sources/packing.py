@@ -59,7 +59,7 @@ class Span:
 
     def file(self) -> IO[bytes]:
         """The span as a file of its own."""
-        return io.BufferedReader(_Window(self))
+        return io.BufferedReader(_Window(self), 1 << 18)
 
 
 class _Window(io.RawIOBase):

@@ -16,10 +16,10 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from builder.sources.digests import WrongContent
-from builder.sources.instructions import MAX_DEPTH, scan
+from builder.sources.instructions import MAX_BYTES, MAX_DEPTH, scan
 from builder.sources.refused import runs_code
 from builder.sources.stored import Malformed, Storage, StoredTensor, Unreadable
 
@@ -259,22 +259,30 @@ class _Unpickler(pickle.Unpickler):
         return self._storage(pid)
 
 
-def load(data: bytes, where: str, storage: Callable[[tuple[Any, ...]], Any]) -> tuple[Any, int]:
+def load(
+    stream: IO[bytes],
+    where: str,
+    storage: Callable[[tuple[Any, ...]], Any],
+    limit: int = MAX_BYTES,
+) -> tuple[Any, int]:
     """The object of one pickle: containers, numbers, text, StoredTensor and inert stubs; and the
     number of its bytes.
 
     Args:
-        data: the pickle, to its STOP instruction or longer.
+        stream: the pickle, to its STOP instruction or longer; seekable.
         where: the file's name for messages.
         storage: maps a persistent id (a tuple) to a Storage.
+        limit: most bytes it may have.
 
     Raises:
+        TooLong: a pickle that does not end before `limit`.
         Malformed: no pickle that a checkpoint may hold.
         WrongContent: the pickle names a global that exists to run code.
     """
-    length = scan(data)
+    length = scan(stream, limit)
+    stream.seek(0)
     try:
-        return _Unpickler(data[:length], where, storage).load(), length
+        return _Unpickler(stream.read(length), where, storage).load(), length
     except (Malformed, WrongContent):
         raise
     except (
