@@ -32,7 +32,11 @@ def interpreters() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def other_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another interpreter with the package and what it builds with, in the versions of the lock."""
+    """Another interpreter with the package and what it builds with, in the versions of the lock:
+    RFL_OTHER_PYTHON, else an environment made here, which takes minutes.
+    """
+    if made := os.environ.get("RFL_OTHER_PYTHON"):
+        return Path(made)
     _, path = next(interpreters(), (None, None))
     if path is None:
         pytest.skip(f"no second interpreter: none of {SUPPORTED} but {OURS} on PATH or in pyenv")

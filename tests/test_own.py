@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fileserver import Fault, serve
 from torch import nn
 
 from builder import networks, schema
@@ -118,7 +119,14 @@ def test_a_checkpoint_that_is_in_no_cohort_was_called_by_the_id_of_a_cohorts_mod
         (Path("shards") / name).write_text("{}")
     Path("empty").mkdir()
     torch.save({"conv.weight": torch.rand(4, 3, 3, 3)}, "w.pt")
+    monkeypatch.setenv("RFL_CACHE", str(tmp_path / "cache"))
     subjects: set[str] = set()
+    with serve() as server:
+        server.faults = {"/a.pt": [Fault(status=403)], "/b.pt": [Fault(page="<html>quota</html>")]}
+        for name in ("a.pt", "b.pt", "gone.pt"):
+            with pytest.raises(BuilderError) as error:
+                measure_checkpoint(f"{server.url}/{name}")
+            assert "--checkpoints" not in error.value.hint  # which measure does not have
     for address, constructor, said in (
         ("shards", None, r"^shards holds a checkpoint in several files \(shards"),
         ("empty", None, "^empty holds 0 checkpoints"),

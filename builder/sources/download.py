@@ -192,14 +192,12 @@ def _inspect(response: Response, shown: str) -> str | None:
     if code in (401, 403):
         raise NetworkError(
             f"{shown} is refused ({code} {response.reason}).",
-            hint="if it needs a login, fetch the file by hand and pass its folder with "
-            "--checkpoints.",
+            hint="if it needs a login, fetch it with a browser.",
         )
     if code >= 400:
         raise NetworkError(
             f"{shown} cannot be had: {code} {response.reason}.",
-            hint="check the address; for a member of a release, fetch the file by hand and pass "
-            "its folder with --checkpoints.",
+            hint="check the address.",
         )
     if "text/html" not in response.headers.get("Content-Type", ""):
         return None

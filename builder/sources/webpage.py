@@ -56,6 +56,5 @@ def explain(page: str, url: str) -> NetworkError:
         )
     return NetworkError(
         f"{url} answers with a web page{named} instead of a checkpoint.{why}",
-        hint="try again in 24 hours, or fetch the file with a browser and pass its folder with "
-        "--checkpoints.",
+        hint="try again in 24 hours, or fetch the file with a browser.",
     )
