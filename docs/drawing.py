@@ -10,7 +10,7 @@ from rooms import ROOMS
 PACKAGE = Path(__file__).parent.parent / "builder"
 
 STEP_X, STEP_Y, BOX_X, BOX_Y, TOP = 32, 34, 96, 24, 20
-"""Pixels from room to room, of a room's box, and above the first."""
+"""Pixels from room to room, of a room's box, and around all."""
 
 INK, PAPER, TORCH, PLAIN, LINE = "#222", "#fff", "#D55E00", "#0072B2", "#888"
 """Vermilion and blue of Okabe and Ito: with torch, and without."""
@@ -20,12 +20,13 @@ def draw_rooms() -> str:
     """Rooms down the diagonal in the order of the flow. A dot left of a room, below another: it
     reads that one. No dot right of the diagonal: nothing runs back; what a room is stands there."""
     names = list(ROOMS)
-    width, height = STEP_X * len(names) + BOX_X + 470, STEP_Y * len(names) + 2 * TOP
+    ends = [STEP_X * i + BOX_X + 7 * len(_about(name)) for i, name in enumerate(names)]
+    width, height = max(ends) + 2 * TOP, STEP_Y * len(names) + 2 * TOP
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{TOP} 0 {width} {height}" role="img" '
         'font-family="system-ui, sans-serif" font-size="13">',
         "<title>The rooms of builder/ and which of them each reads</title>",
-        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
+        f'<rect x="-{TOP}" width="{width}" height="{height}" fill="{PAPER}"/>',
     ]
     for row, name in enumerate(names):
         room, y = ROOMS[name], TOP + STEP_Y * row + BOX_Y // 2
