@@ -4,38 +4,16 @@
 -- expect: robust above standard beyond the first convolution
 -- note: The combined figure weights layers by the length of a text (`layers alike`, nearly equal weights,
 --       so it is met only roughly); the separate figure by non-sparse filters. Both are given.
-with measured as (
+with alike as (
     select
         m.dataset,
         m.kind,
         m.pair,
         l.depth_bin,
-        l.n_filters - l.n_sparse as n,
-        l.variance_entropy
+        avg(l.variance_entropy) as value
     from members as m
     inner join layers as l on m.model_id = l.model_id
-    where l.weights = 'folded' and l.variance_entropy is not null
-),
-
-per_member as (
-    select
-        dataset,
-        kind,
-        pair,
-        depth_bin,
-        'weighted by filters' as reading,
-        sum(variance_entropy * n) / sum(n) as value
-    from measured
-    group by all
-    union all
-    select
-        dataset,
-        kind,
-        pair,
-        depth_bin,
-        'layers alike' as reading,
-        avg(variance_entropy) as value
-    from measured
+    where l.weights = 'folded' and isfinite(l.variance_entropy)
     group by all
 ),
 
@@ -44,24 +22,19 @@ boxes as (
         dataset,
         kind,
         depth_bin,
-        reading,
+        'layers alike' as reading,
         box(list(value)) as box
-    from per_member
-    where value is not null
+    from alike
     group by all
-),
-
-published as (
+    union all
     select
         dataset,
         kind,
         depth_bin,
-        reading,
-        map(list(metric), list(value)) as box,
-        max(precision) as precision
-    from paper
-    where finding = 'variance_entropy_by_depth'
-    group by all
+        'weighted by filters' as reading,
+        box
+    from depth_boxes
+    where metric = 'variance_entropy' and weights = 'folded'
 )
 
 select
@@ -82,5 +55,11 @@ select
     box_difference(b.box, p.box) as difference,
     if(b.reading = 'layers alike', null, difference <= p.precision) as within
 from boxes as b
-left join published as p using (dataset, kind, depth_bin, reading)
+left join published_boxes as p
+    on
+        p.metric = 'variance_entropy'
+        and b.dataset = p.dataset
+        and b.kind = p.kind
+        and b.depth_bin = p.depth_bin
+        and b.reading = p.reading
 order by b.dataset, b.depth_bin, b.kind, b.reading

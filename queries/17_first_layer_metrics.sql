@@ -4,34 +4,16 @@
 -- expect: sparsity of robust above standard, variance entropy below
 -- note: Mean over pairs of the first convolution, so none on ImageNet (7x7 there).
 -- An ensemble has one first convolution per member: each model gets one value, as in the depth figures.
-with per_member as (
+with per_kind as (
     select
         m.dataset,
         m.kind,
-        m.pair,
-        unnest(['sparsity', 'variance_entropy', 'orthogonality']) as metric,
-        unnest([
-            sum(l.n_sparse) / sum(l.n_filters) filter (where l.n_sparse is not null),
-            sum(l.variance_entropy * (l.n_filters - l.n_sparse))
-            / sum(l.n_filters - l.n_sparse) filter (where l.variance_entropy is not null),
-            sum(l.orthogonality * l.out_channels)
-            / sum(l.out_channels) filter (where l.orthogonality is not null)
-        ]) as value
-    from members as m
-    inner join layers as l on m.model_id = l.model_id
-    where l.weights = 'folded' and l.depth_bin = 0
-    group by m.dataset, m.kind, m.pair
-),
-
-per_kind as (
-    select
-        dataset,
-        kind,
-        metric,
+        v.metric,
         count(*) as pairs,
-        avg(value) as mean
-    from per_member
-    where value is not null
+        avg(v.value) as mean
+    from members as m
+    inner join depth_values as v on m.model_id = v.model_id
+    where v.weights = 'folded' and v.depth_bin = 0 and v.value is not null
     group by all
 )
 

@@ -91,6 +91,54 @@ create or replace macro box_difference(ours, theirs) as greatest(
     abs(ours.mean - theirs['mean'])
 );
 
+-- What the depth figures draw: one value per model, depth bin and view of the weights, of the layers that
+-- have one. Layers count by filters (sparsity), by non-sparse filters (variance entropy), by output
+-- channels (orthogonality).
+create or replace view depth_values as
+select
+    dataset,
+    model_id,
+    weights,
+    depth_bin,
+    unnest(['sparsity', 'variance_entropy', 'orthogonality']) as metric,
+    unnest([
+        sum(n_sparse) / sum(n_filters) filter (where n_sparse is not null),
+        sum(variance_entropy * (n_filters - n_sparse))
+        / sum(n_filters - n_sparse) filter (where variance_entropy is not null),
+        sum(orthogonality * out_channels)
+        / sum(out_channels) filter (where orthogonality is not null)
+    ]) as value
+from layers
+group by dataset, model_id, weights, depth_bin;
+
+-- Their box plots over the members of pairs.
+create or replace view depth_boxes as
+select
+    m.dataset,
+    v.metric,
+    v.weights,
+    v.depth_bin,
+    m.kind,
+    box(list(v.value)) as box
+from members as m
+inner join depth_values as v on m.model_id = v.model_id
+where isfinite(v.value)
+group by all;
+
+-- The paper's, as maps of their numbers; of the two readings of variance entropy, `layers alike` apart.
+create or replace view published_boxes as
+select
+    replace(finding, '_by_depth', '') as metric,
+    dataset,
+    kind,
+    depth_bin,
+    coalesce(reading, 'weighted by filters') as reading,
+    map(list(metric), list(value)) as box,
+    max(precision) as precision
+from paper
+where finding in ('sparsity_by_depth', 'variance_entropy_by_depth', 'orthogonality_by_depth')
+group by all;
+
 -- Symmetric Kullback-Leibler divergence of two histograms, given as lists of counts. An empty bin
 -- counts float32 epsilon, as in the paper's code; a histogram without any count has no divergence.
 create or replace macro divergence(counts_a, counts_b) as (

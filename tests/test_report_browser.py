@@ -190,7 +190,7 @@ def test_a_click_on_a_point_follows_its_model(visit: Any) -> None:
 def test_everything_works_by_keyboard_alone(visit: Any) -> None:
     opened = visit("world")
     seen: list[str] = []
-    for _ in range(14):
+    for _ in range(24):
         opened.page.keyboard.press("Tab")
         seen.append(
             opened.page.evaluate(

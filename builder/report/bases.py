@@ -37,10 +37,11 @@ def tiles(square: dict[str, float], *, shares: bool = True) -> dict[str, Any]:
     apart = alt.Scale(paddingInner=_GAP, paddingOuter=_GAP / 2)
     flush = alt.Scale(paddingInner=0, paddingOuter=0)
     plain = alt.Axis(domain=False, ticks=False, labelAngle=0)
+    two_lines = alt.Axis(domain=False, ticks=False, labelExpr="split(datum.label, ', ')")
     base = vega.named("tiles").encode(
         x=alt.X("component:O", title="component", scale=apart, axis=plain),
         xOffset=alt.XOffset("column:O", scale=flush),
-        y=alt.Y("basis:N", title=None, sort=None, scale=apart, axis=plain),
+        y=alt.Y("basis:N", title=None, sort=None, scale=apart, axis=two_lines),
     )
     lines = alt.Scale(paddingInner=0, paddingOuter=0, domain=[0, 1, 2, 3] if shares else [0, 1, 2])
     cells = base.mark_rect().encode(

@@ -50,13 +50,15 @@ def _boxes(name: str, metric: str, *, behind: bool) -> list[alt.Chart]:
 
 
 def chart(
-    metric: str, *, ours: bool, published: bool, overlay: bool = False, points: bool = True
+    metric: str, *, ours: bool, published: bool, overlay: bool = False, points: int = 0
 ) -> dict[str, Any]:
     """Box plots of a metric by depth, its layers as points, the followed model as a line.
 
     Data: boxes, published, layers, members, overlay; each only where it is asked for. Published
-    boxes stand behind ours, or alone.
+    boxes stand behind ours, or alone. `points` says how many layers there are to draw: the
+    more, the paler; none leaves them out.
     """
+    opacity = 0.3 if points < 500 else 0.12
     offset = _offset(0.5)
     value = alt.Y(f"{metric}:Q", title=vega.TITLES[metric], scale=alt.Scale(zero=False))
     behind = _boxes("published", metric, behind=ours) if published else []
@@ -74,7 +76,7 @@ def chart(
     if ours and points:
         layers.append(
             marks.mark_circle(size=12, cursor="pointer").encode(
-                color=vega.KIND, opacity=vega.by_following(0, 0.3)
+                color=vega.KIND, opacity=vega.by_following(0, opacity)
             )
         )
     if ours:
@@ -137,7 +139,7 @@ def _words(tables: Tables, metric: str, dataset: str) -> dict[str, str]:
         if view in found:
             said = [_compared(name, "The", found[view], view)]
             if published:
-                said.append("Pale, wide boxes: the paper's published values (folded weights).")
+                said.append("Pale, wide boxes: published (folded).")
         elif published:
             said = [_compared(name, "Published values: the", published, "folded")]
         else:
@@ -150,7 +152,8 @@ def _words(tables: Tables, metric: str, dataset: str) -> dict[str, str]:
 
 def _figure(tables: Tables, metric: str, dataset: str) -> Figure | None:
     key = {"metric": metric, "dataset": dataset}
-    ours = has(tables["layers"], dataset=dataset)
+    layers = len(rows(tables["layers"], dataset=dataset))
+    ours = layers > 0
     published = has(tables["depth_published"], **key)
     overlay = "overlay" in tables
     data: dict[str, Any] = {}
@@ -171,7 +174,7 @@ def _figure(tables: Tables, metric: str, dataset: str) -> Figure | None:
         f"depth-{metric}-{dataset}",
         f"{vega.TITLES[metric].capitalize()} by depth, {dataset}",
         _words(tables, metric, dataset),
-        chart(metric, ours=ours, published=published, overlay=overlay),
+        chart(metric, ours=ours, published=published, overlay=overlay, points=layers),
         data,
         behind,
     )

@@ -123,7 +123,6 @@ def _depth(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
                     metric,
                     ours=bool(found["boxes"]),
                     published=bool(found["published"]),
-                    points=False,
                 )
                 views.append(_view(spec, found, 80, dataset))
         if views:

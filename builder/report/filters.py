@@ -16,7 +16,12 @@ def responses() -> dict[str, Any]:
         vega.named("responses")
         .mark_point(filled=True, size=30, opacity=0.85)
         .encode(
-            x=alt.X("place:Q", title="channel, strongest first", axis=alt.Axis(tickMinStep=1)),
+            x=alt.X(
+                "place:Q",
+                title="channel, strongest first",
+                scale=alt.Scale(zero=False, nice=False, padding=8),
+                axis=alt.Axis(tickMinStep=1),
+            ),
             y=alt.Y("response_post:Q", title="response behind the activation"),
             color=vega.KIND,
             shape=vega.KIND_SHAPE,

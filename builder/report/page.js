@@ -97,9 +97,9 @@
   }
 
   const SVG = "http://www.w3.org/2000/svg";
-  function drawTiles(tiles, label, size) {
-    const cell = size, gap = size, step = 3 * cell + gap;
-    const across = Math.min(tiles.length, 16);
+  function drawTiles(tiles, label, size) { // in rows of `size` pixels
+    const across = Math.min(tiles.length, tiles.length > 32 ? 16 : 8);
+    const cell = size / across / 4, gap = cell, step = 3 * cell + gap;
     const svg = document.createElementNS(SVG, "svg");
     const [width, height] = [across * step, Math.ceil(tiles.length / across) * step];
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -166,7 +166,7 @@
       : `First-layer filters of ${found.length ? found[0].model_id : "no model"}`;
     if (found.length) {
       const tiles = figure.id === "gallery-layer" ? sampleTiles(found) : firstTiles(found);
-      chart.append(drawTiles(tiles, what, figure.id === "gallery-layer" ? 18 : 8));
+      chart.append(drawTiles(tiles, what, 512));
       chart.append(make("p", { class: "of" }, what));
     }
     return found.length;
@@ -185,7 +185,7 @@
       axis: { labelColor: soft, titleColor: ink, titleFontWeight: 500, gridColor: line,
         domainColor: soft, tickColor: soft, labelFontSize: 11, titleFontSize: 12 },
       legend: { labelColor: ink, titleColor: ink, labelFontSize: 12 },
-      header: { labelColor: ink, titleColor: ink },
+      header: { labelColor: ink, titleColor: ink, labelFontSize: 12 },
       text: { fill: soft },
       view: { stroke: null },
     };
@@ -209,12 +209,14 @@
   function fitTiles(spec, chart) { // a coefficient is a square, and names have a fifth of the width
     const shown = distinct(spec.datasets.tiles.map((t) => t.basis));
     const room = chart.clientWidth;
-    const names = Math.min(170, room * 0.22, 12 + 7 * Math.max(...shown.map((b) => b.length)));
+    const longest = Math.max(...shown.flatMap((b) => b.split(", ")).map((line) => line.length));
+    const names = Math.min(170, room * 0.22, 12 + 6.5 * longest);
     const beside = room > 700; // of the legend
-    const step = Math.min((room - names - (beside ? 90 : 12)) / 9, Math.max(40, 400 / shown.length));
+    const step = Math.min((room - names - (beside ? 90 : 12)) / 9, Math.max(40, 520 / shown.length));
     spec.width = Math.round(9 * step);
     spec.height = Math.round(shown.length * step * 4 / 3);
-    spec.config = { axisY: { labelLimit: names }, text: { fontSize: Math.min(12, step * 0.3) },
+    spec.config = { axisY: { labelLimit: names },
+      text: { fontSize: Math.min(12, step * 0.3), opacity: step < 34 ? 0 : 1 },
       legend: { orient: beside ? "right" : "top" } };
   }
 
@@ -402,11 +404,12 @@
 
   const TITLES = { n_layers: "layers", n_filters: "filters", n_sparse: "sparse filters",
     n_params: "parameters", clean_acc: "clean %", autoattack_acc: "AutoAttack %", model_id: "model",
-    same_filters_as: "same filters as", paper_url: "paper", source_url: "source address",
+    same_filters_as: "same filters as", paper_url: "paper", source_url: "checkpoint",
     variance_entropy: "variance entropy", dataset: "data set" };
   const SHOWN = new Set(["model_id", "architecture", "clean_acc", "autoattack_acc", "sparsity",
     "variance_entropy", "orthogonality", "n_layers", "n_filters", "same_filters_as", "paper_url",
     "source_url", "partner"]);
+  const NARROW = new Set(["paper_url", "source_url", "partner", "same_filters_as"]);
   const DIGITS = [[/_acc$/, 2], [/^(sparsity|variance_entropy|orthogonality)/, 4]];
   const link = (text) => /^https?:\/\//i.test(text);
   function cellOf(column, value) { // a node: text from a cohort is never markup
@@ -420,7 +423,7 @@
       return make("a", { href: value, rel: "noopener noreferrer" }, new URL(value).host);
     }
     if (column === "same_filters_as") return make("span", { class: "same", title: value }, `= ${value}`);
-    if (typeof value !== "number") return make("span", {}, shown(value));
+    if (typeof value !== "number") return make("span", { title: value }, shown(value));
     const digits = DIGITS.find(([name]) => name.test(column));
     if (digits) return make("span", { title: value }, value.toFixed(digits[1]));
     return make("span", {}, column.startsWith("n_") ? value.toLocaleString("en") : shown(value));
@@ -441,6 +444,7 @@
         title: (TITLES[c] || c).replaceAll("_", " "),
         visible: SHOWN.has(c) && list.some((r) => r[c] !== null),
         type: list.some((r) => typeof r[c] === "number") ? "num" : "string",
+        className: NARROW.has(c) ? "narrow" : "",
         render: (value, type) => (type === "display" ? cellOf(c, value) : value ?? ""),
       })),
       deferRender: true,

@@ -21,7 +21,7 @@ DETAILED_MODELS = 300
 SIGNIFICANT = 6
 """Digits of a number on the page; the answers of the queries keep more."""
 
-_SHARED = ("chosen", "depth_members", "model_values")
+_SHARED = ("chosen", "model_values")
 """Tables that others read, in this order."""
 
 

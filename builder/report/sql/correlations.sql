@@ -1,26 +1,13 @@
 -- Spearman's rank correlation of each metric with AutoAttack accuracy, over robust models.
-with ranked as (
-    select
-        dataset,
-        metric,
-        weights,
-        rank() over (partition by dataset, metric, weights order by value)
-        + (count(*) over (partition by dataset, metric, weights, value) - 1) / 2.0 as value_rank,
-        rank() over (partition by dataset, metric, weights order by autoattack_acc)
-        + (count(*) over (partition by dataset, metric, weights, autoattack_acc) - 1)
-        / 2.0 as autoattack_rank
-    from model_values
-    where kind = 'robust' and autoattack_acc is not null
-),
-
-correlated as (
+with correlated as (
     select
         dataset,
         metric,
         weights,
         count(*) as models,
-        corr(value_rank, autoattack_rank) as spearman
-    from ranked
+        spearman(list(value), list(autoattack_acc)) as spearman
+    from model_values
+    where kind = 'robust' and autoattack_acc is not null
     group by dataset, metric, weights
     having count(*) > 2
 )
@@ -40,5 +27,5 @@ left join paper as p
             (p.finding = 'metric_correlation' and c.metric = p.metric)
             or (p.finding = 'accuracy_correlation' and c.metric = 'clean_acc')
         )
-where isfinite(c.spearman)
+where c.spearman is not null
 order by c.metric, c.dataset, c.weights

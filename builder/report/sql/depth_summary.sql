@@ -2,29 +2,35 @@
 -- figure: per view of the weights, and published.
 with means as (
     select
-        m.dataset,
-        v.metric,
-        v.weights,
-        v.depth_bin,
-        avg(v.value) filter (where m.kind = 'robust' and isfinite(v.value)) as robust,
-        avg(v.value) filter (where m.kind = 'standard' and isfinite(v.value)) as standard
-    from members as m
-    inner join depth_members as v on m.model_id = v.model_id
-    group by m.dataset, v.metric, v.weights, v.depth_bin
+        b.dataset,
+        b.metric,
+        b.weights,
+        b.depth_bin,
+        b.kind,
+        b.box.mean
+    from depth_boxes as b
     union all
     select
         dataset,
-        replace(finding, '_by_depth', '') as metric,
+        metric,
         'published' as weights,
         depth_bin,
-        max(value) filter (where kind = 'robust') as robust,
-        max(value) filter (where kind = 'standard') as standard
-    from paper
-    where
-        finding in ('sparsity_by_depth', 'variance_entropy_by_depth', 'orthogonality_by_depth')
-        and metric = 'mean'
-        and coalesce(reading, '') <> 'layers alike'
-    group by dataset, finding, depth_bin
+        kind,
+        box['mean'] as mean
+    from published_boxes
+    where reading <> 'layers alike'
+),
+
+sides as (
+    select
+        dataset,
+        metric,
+        weights,
+        depth_bin,
+        max(mean) filter (where kind = 'robust') as robust,
+        max(mean) filter (where kind = 'standard') as standard
+    from means
+    group by all
 )
 
 select
@@ -34,7 +40,7 @@ select
     count(robust) filter (where standard is not null) as bins,
     count_if(robust < standard) as below,
     count_if(robust > standard) as above
-from means
+from sides
 group by dataset, metric, weights
 having bins > 0
 order by dataset, metric, weights

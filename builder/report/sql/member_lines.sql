@@ -7,7 +7,7 @@ select
     v.depth_bin,
     v.metric,
     v.value
-from depth_members as v
+from depth_values as v
 inner join models as m on v.model_id = m.model_id
 where isfinite(v.value) and v.model_id in (select c.model_id from chosen as c)
 order by v.dataset, v.model_id, v.weights, v.metric, v.depth_bin

@@ -2,6 +2,8 @@
 select
     m.model_id,
     m.architecture,
+    m.paper_url,
+    m.source_url,
     m.clean_acc,
     m.autoattack_acc,
     m.sparsity,
@@ -10,8 +12,6 @@ select
     m.n_filters,
     m.n_layers,
     m.same_filters_as,
-    m.paper_url,
-    m.source_url,
     p.standard_model_id as partner,
     m.dataset,
     if(m.robust, 'robust', 'standard') as kind,
