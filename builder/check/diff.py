@@ -2,9 +2,9 @@
 
 Rules (design: versions): patch = other bytes, same content but for the rounding that the schema
 allows each column; minor = more rows, columns or tables; major = an existing value or name changed
-or went away. Numbers that summarise all models of a
-release (the union bases of `pca`, `histograms`) follow from its list of models: where models
-were only added, their change alone does not make a release major.
+or went away. What follows from all models of a release (the union bases of `pca`, `histograms`,
+`models.group` and `models.split`) follows from its list of models: where models were only added,
+its change alone does not make a release major.
 """
 
 from __future__ import annotations
