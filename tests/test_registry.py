@@ -202,7 +202,8 @@ def test_threat_models_are_recorded_in_one_spelling(tmp_path: Path, spelled: str
     ],
 )
 def test_impossible_numbers_are_refused(tmp_path: Path, column: str, value: str):
-    with pytest.raises(UsageError, match=f"row 2: column '{column}' is '{value}': expected"):
+    wanted = "expected percent" if column.endswith("acc") else "expected"
+    with pytest.raises(UsageError, match=f"row 2: column '{column}' is '{value}': {wanted}"):
         load_cohort(str(with_columns(tmp_path, **{column: value})))
 
 

@@ -269,9 +269,14 @@ def test_a_real_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> N
     assert "model_test.pt" in str(error.value)
 
 
-def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [{"epoch": 3, "log": ["a"]}, {}, [], None, 3, "weights", torch.ones(8, 3, 3, 3), (1, None)],
+    ids=repr,
+)
+def test_a_file_without_named_tensors_is_named(tmp_path: Path, content: Any) -> None:
     with pytest.raises(BuilderError, match="holds no weights"):
-        load(saved(tmp_path, {"epoch": 3, "log": ["a"]}), tmp_path)
+        load(saved(tmp_path, content), tmp_path)
 
 
 # Sources

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -172,7 +173,10 @@ def _year(text: str) -> int:
 
 
 def _percent(text: str) -> float:
-    value = float(_fraction(text.removesuffix("%").rstrip()))
+    try:
+        value = float(_fraction(text.removesuffix("%").rstrip()))
+    except ValueError:
+        value = math.inf
     if value > 100:
         raise ValueError("expected percent, 0 to 100")
     return value

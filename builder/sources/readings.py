@@ -103,6 +103,8 @@ def state_dicts(tree: Any) -> Iterator[StateDict]:
             if isinstance(node, Inert) and node.is_module:
                 yield StateDict(path, named_tensors(node))
                 continue
+            if not isinstance(node, dict | list | tuple):
+                continue  # a lone tensor, a number: the whole file is no more
             items: list[tuple[Any, Any]]
             if isinstance(node, dict):
                 items = list(dict.items(node))  # a pickle may have hidden the method node.items
