@@ -332,11 +332,15 @@ def test_a_folder_that_is_not_there_is_no_address_on_the_hub(
 
 
 @pytest.mark.parametrize("command", [("verify",), ("publish", "--repo-id", "a/b")], ids=" ".join)
-def test_a_command_that_reads_a_folder_took_an_address_on_the_hub_for_one(command: tuple[str, ...]):
-    done = run(*command, "hf://datasets/org/name@v0.1.0")
+@pytest.mark.parametrize("address", ["hf://datasets/org/name@v0.1.0", "org/name@a/b"])
+def test_a_command_that_reads_a_folder_took_an_address_on_the_hub_for_one(
+    command: tuple[str, ...], address: str
+):
+    done = run(*command, address)
     assert done.returncode == 2
-    assert "hf://datasets/org/name@v0.1.0 is on the Hub" in done.stderr
-    assert "hf download org/name --repo-type dataset --revision v0.1.0" in done.stderr
+    assert f"{address} is on the Hub" in done.stderr
+    tag = address.partition("@")[2]
+    assert f"hf download org/name --repo-type dataset --revision {tag} --local" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["hf://datasets/org/name", "org/name@v0.1.0"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -85,8 +86,10 @@ app.add_typer(bench, name="bench", rich_help_panel=BENCHMARKS)
 
 
 def _a_folder(release: Path) -> Path:
-    if str(release).startswith("hf:/"):
-        address = str(release).replace("hf:/", "hf://", 1)
+    from builder import hub
+
+    address = re.sub("^hf:/+", "hf://", str(release))  # a Path has lost one of the two slashes
+    if hub.is_address(address) and (address.startswith("hf://") or "@" in address):
         repo_id, _, tag = address.removeprefix("hf://datasets/").partition("@")
         raise UsageError(
             f"{address} is on the Hub; this command reads a folder.",
