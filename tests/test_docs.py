@@ -19,6 +19,7 @@ import builder
 import robust_filter_lens
 from builder import schema
 from builder.cli.main import app
+from builder.cohort.registry import load_cohort
 
 GENERATED = [*docs.DRAWINGS, *docs.PAGES]
 
@@ -150,6 +151,14 @@ def test_readme_starts_with_the_two_commands_of_a_fresh_machine():
         "make build",
         "make test",
     ]
+
+
+def test_readme_counts_the_networks_of_the_mini_cohort():
+    made_here = sum("zoo/" in m.checkpoint for m in load_cohort("mini").models)
+    text = " ".join((ROOT / "README.md").read_text().split())
+    words = {7: "seven", 8: "eight"}
+    assert f"build {words[len(load_cohort('mini').models)]} real networks" in text
+    assert f"`mini`: {words[made_here]} networks [trained by this project]" in text
 
 
 def test_every_message_that_troubleshooting_quotes_is_one():

@@ -133,3 +133,18 @@ def test_the_pictures_are_those_of_the_mini_release():
     for name in pictures.PICTURES:
         stored = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert stored == pictures.draw(release, name), f"{name}: python docs/pictures.py out/mini"
+
+
+def test_the_numbers_in_the_sentences_on_folding_are_those_of_the_mini_release():
+    import pictures
+
+    from builder.release.reader import open_release
+
+    release = open_release(MINI)
+    text = " ".join((ROOT / "docs" / "folding.md").read_text(encoding="utf-8").split())
+    for model_id, layer in pictures.EXAMPLES:
+        where = [("model_id", "=", model_id), ("layer", "=", layer)]
+        rows = release.table("layers", where=where).to_pylist()
+        percent = {row["weights"]: 100 * row["sparsity"] for row in rows}
+        assert f"from {percent['trained']:.1f} % to {percent['folded']:.1f} %" in text
+    assert f"of {len(release.sql(pictures.CHANGES))} layers" in text
