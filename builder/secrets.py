@@ -14,7 +14,7 @@ _WORDS = _words(
     "accesskey accesskeyid apikey auth authkey authorization awsaccesskeyid bearer code credential "
     "credentials expires expiration expiry googleaccessid hmac jwt key keypairid nonce "
     "ossaccesskeyid otp pass passcode passphrase passwd password policy private privatekey pwd "
-    "refresh rlkey secret secretkey security session sessionid sid sig sign signature signed "
+    "refresh rlkey sas secret secretkey security session sessionid sid sig sign signature signed "
     "tempauth ticket token"
 )
 """A parameter is secret if one of these is in its name, as a word or as a whole."""

@@ -192,6 +192,11 @@ def test_a_mistyped_member_cost_the_download(tmp_path: Path) -> None:
         assert server.ranges_asked().count(None) == 1  # the whole file was sent once
 
 
+def test_a_secret_behind_the_number_sign_is_not_shown() -> None:
+    assert resolve(spec("https://x.org/w.pt#access_token=abc")).url == "https://x.org/w.pt"
+    assert resolve(spec("https://x.org/w.pt#token.key")).url == "https://x.org/w.pt#token.key"
+
+
 def test_a_path_with_a_number_sign_is_a_path(tmp_path: Path) -> None:
     folder = tmp_path / "run#3"
     folder.mkdir()

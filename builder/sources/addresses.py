@@ -89,7 +89,8 @@ def resolve(spec: ModelSpec) -> Address:
     """
     text, inside = split_inside(spec.checkpoint)
     address = _parse(text)
-    return replace(address, url="#".join((address.url, *inside)))
+    shown = "#".join((address.url, *inside))
+    return replace(address, url=public(shown) if any("=" in name for name in inside) else shown)
 
 
 def _parse(text: str) -> Address:
