@@ -57,6 +57,10 @@ ROOMS: dict[str, Room] = {
     "check": Room(reads=("release", "sql")),
     "report": Room(reads=("release", "sql")),
     "publish": Room(reads=("release", "sql", "check", "report")),
+    "bench": Room(
+        reads=("cohort", "release", "sources", "network", "metrics", "building", "sql", "check"),
+        torch=True,
+    ),
     "cli": Room(
         reads=(
             *(
@@ -69,7 +73,7 @@ ROOMS: dict[str, Room] = {
                 "training",
                 "building",
             ),
-            *("sql", "tasks", "check", "report", "publish"),
+            *("sql", "tasks", "check", "report", "publish", "bench"),
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Benchmarks: bench build, bench metrics, bench read."""
+"""Benchmarks: bench build, bench metrics, bench read, bench all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from builder.cli.app import (
     Json,
     bench,
     print_json,
+    say,
 )
 
 
@@ -28,7 +29,7 @@ def bench_build(
 
     Example: builder bench build --device cuda
     """
-    from builder.building.bench import LARGE, bench_build
+    from builder.bench.build import LARGE, bench_build
 
     result = bench_build(model or LARGE, device)
     if as_json:
@@ -41,7 +42,9 @@ def bench_build(
         f"  peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB\n"
         f"bare writer  {result['bare_writer_s']:7.1f} s  "
         f"{result['bare_writer_filters_per_s'] / 1e6:5.2f} M filters/s\n"
-        f"build / bare writer {result['build_over_bare_writer']:.2f}\n"
+        f"plain write  {result['plain_write_s']:7.1f} s\n"
+        f"build / bare writer {result['build_over_bare_writer']:.2f}, "
+        f"of the seconds of all cores {result['build_over_bare_writer_cpu']:.2f}\n"
     )
 
 
@@ -51,7 +54,7 @@ def bench_metrics(as_json: Json = False) -> None:
 
     Example: builder bench metrics
     """
-    from builder.building.bench import bench_metrics
+    from builder.bench.metrics import bench_metrics
 
     rows = bench_metrics()
     if as_json:
@@ -80,7 +83,7 @@ def bench_read(
 
     Example: builder bench read out/mini
     """
-    from builder.building.bench import bench_read
+    from builder.bench.read import bench_read
 
     result = bench_read(release)
     if as_json:
@@ -90,3 +93,30 @@ def bench_read(
     sys.stdout.write(f"{result.pop('release')}: {n:,} filters, batches of {rows:,}\n")
     for route, rate in result.items():
         sys.stdout.write(f"{route:26} {rate:6.1f} M filters/s\n")
+
+
+@bench.command("all")
+def bench_all(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page, Markdown; a plot lies beside it.")
+    ] = Path("performance.md"),
+    filters: Annotated[
+        list[int] | None,
+        typer.Option(help="Filters of a release to build, about; may be repeated."),
+    ] = None,
+    audit_up_to: Annotated[
+        int, typer.Option(help="Filters up to which verify --full and the audits run.")
+    ] = 10**9,
+) -> None:
+    """Every benchmark in one run, as a page: builds, metrics, reading, questions, cores and jobs.
+
+    Needs the extras build, hub and report, torchconvquality and polars, and for each release it
+    builds 40 bytes a filter on disk: by default up to 100 million of them.
+
+    Example: builder bench all -o docs/performance.md
+    """
+    from builder.bench.page import bench_all
+    from builder.bench.scale import SIZES
+
+    bench_all(output, say, tuple(filters or SIZES), audit_up_to)
+    say(f"{output} is written.")
