@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from hub_client import ClientError, HubClient
 from loopback_hub import Fault, Hub, Repo, running_hub
+from test_diff import edit, moved
 from tiny_release import MODELS, Tiny, write_tiny_release
 
+from builder import schema
 from builder.release.manifest import read_manifest
 from builder.sql import catalog
 from builder.sql.reads import audit_readings
@@ -363,6 +365,19 @@ def test_a_major_change_of_a_stable_version_needs_migration_notes(
     notes = tmp_path / "notes.md"
     notes.write_text("# v2.0.0\n\n## Migration\n\nAlpha is gone.\n")
     assert publish(client, root, notes=str(notes))["tag"] == "v2.0.0"
+
+
+def test_the_rounding_of_another_machine_called_for_a_major_version(
+    hub: Hub, client: HubClient, tmp_path: Path
+) -> None:
+    publish(client, write_tiny_release(tmp_path / "a", version="1.0.0"))
+    root = write_tiny_release(tmp_path / "b", version="1.0.1")
+    edit(root, schema.table_path("layers"), moved("norm_l2", 1e-6))
+    with pytest.raises(ClientError, match=r"calls for version 2\.0\.0 or higher, not 1\.0\.1"):
+        publish(client, root)
+    root = write_tiny_release(tmp_path / "c", version="1.0.1")
+    edit(root, schema.table_path("layers"), moved("norm_l2", 1e-15))
+    assert publish(client, root)["tag"] == "v1.0.1"
 
 
 def test_an_address_on_this_machine_is_refused(hub: Hub, client: HubClient, tmp_path: Path) -> None:
