@@ -6,7 +6,9 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builder import schema
+from builder.check.parallel import Step, in_parallel
 from builder.check.verify import verify
 from builder.errors import BuilderError, UsageError
 from builder.files import file_sha256
@@ -367,3 +370,37 @@ def test_findings_can_be_told_as_json(copy: Path):
 def test_statistics_hold_the_key_columns(release: Path):
     table = pq.read_table(release / schema.filters_path("cifar10", MODEL))
     assert pc.unique(table["model_id"]).to_pylist() == [MODEL]
+
+
+def test_every_step_of_the_full_tier_says_how_far_it_is(release: Path):
+    said: dict[str, list[tuple[int, int | None]]] = {}
+
+    def report(subject: str, what: str, done: int, total: int | None) -> None:
+        said.setdefault(what, []).append((done, total))
+
+    assert verify(release, full=True, report=report) == []
+    assert list(said) == ["files", "content", "metrics", "audits", "queries"]
+    for what, steps in said.items():
+        assert steps == sorted(steps), what
+        assert steps[-1][0] == steps[-1][1], what
+    n = read_manifest(release)["totals"]["filters"]
+    assert said["metrics"][-1] == said["audits"][-1] == (n, n)
+    assert len(said["audits"]) == 4 * 4  # of every model, what audits share and those of a model
+
+
+def test_whoever_stops_listening_ends_the_work():
+    seen: list[int] = []
+    begun = threading.Event()
+
+    def work(item: int, step: Step) -> Iterator[int]:
+        yield item
+        begun.set()
+        while item:  # until it is told to end
+            time.sleep(0.01)
+            step(0)
+
+    found = in_parallel(work, [0, 1, 2], lambda *said: seen.append(said[2]), "check", 3)
+    assert next(found) == 0
+    begun.wait()
+    found.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("verify")]
