@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -454,3 +456,14 @@ def test_a_missing_tag_is_a_network_error(hub_release: tuple[Hub, HubClient]) ->
     with pytest.raises(ClientError) as raised:
         hub_release[1].run(REMOTE, address="lens/tiny@v9.9.9", asked="06_sparsity_overall")
     assert raised.value.kind == "NetworkError" and raised.value.exit_code == 4
+
+
+def test_a_long_query_of_a_script_draws_no_bar_on_its_output():
+    # What DuckDB takes for a person at a terminal.
+    script = (
+        "from builder.release.views import connect\n"
+        "with connect() as c: print(c.execute(\"select current_setting('enable_progress_bar')\")"
+        ".fetchall())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[(False,)]\n"

@@ -74,6 +74,8 @@ def connect(
         except duckdb.Error as e:
             raise UsageError(f"--memory-limit {memory_limit}: {first_line(e)}") from None
         with con:
+            # DuckDB takes `python -c` for a person at a terminal, and draws a bar on its output.
+            con.execute("set enable_progress_bar = false")
             yield con
 
 
