@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +45,8 @@ def settings() -> list[object]:
     return [
         *(torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()),
         *(torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
-        *(Path.cwd(), sys.argv, sys.stdout),
+        *(Path.cwd(), sys.argv, sys.stdout, sys.stderr, sys.getrecursionlimit()),
+        *(signal.getsignal(signal.SIGINT), signal.signal),
     ]
 
 
@@ -58,12 +60,15 @@ def test_what_a_module_sets_does_not_reach_others(folder: Path, where: str):
         "torch.use_deterministic_algorithms(True)",
         "os.chdir('/')",
         "sys.argv = ['x']",
+        "sys.stdout = sys.stderr = None",
+        "sys.setrecursionlimit(500)",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
     ]
     indent = "    " if where == "call" else ""
     body = "\n".join(indent + line for line in lines)
     called, imported = (body, "") if where == "call" else ("    pass", body)
     (folder / "guest_sets.py").write_text(
-        f"import os, sys, torch\nfrom guest_net import Net\n{imported}\n"
+        f"import os, signal, sys, torch\nfrom guest_net import Net\n{imported}\n"
         f"def make():\n{called}\n    return Net()\n"
     )
     before = settings()

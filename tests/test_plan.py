@@ -81,6 +81,7 @@ def test_known_depths_and_foldings(
 
 
 NETS = """
+import signal
 import sys
 import torch
 from torch import nn
@@ -98,6 +99,18 @@ class Lazy(Net):
 class Own(BaseException): pass
 class Raises(Net):
     def forward(self, x): raise Own("no")
+class Unprintable(Exception):
+    def __str__(self): raise ValueError
+class Mute(Net):
+    def forward(self, x): raise Unprintable
+class NoInit(Net):
+    def __init__(self): pass
+class NoState(Net):
+    def state_dict(self, *args, **kwargs): raise KeyError("layer7")
+class Handles(Net):
+    def __init__(self):
+        super().__init__()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 class Looks(Net):
     def forward(self, x):
         assert torch.isfinite(x).all().item()
@@ -115,12 +128,15 @@ def scripted():
 BAD = {
     "Lazy": "leaves the shape of conv.weight, conv.bias to the first image",
     "Raises": "tracing Raises failed on a 32x32 image: Own: no.",
+    "Mute": "tracing Mute failed on a 32x32 image: Unprintable.",
+    "NoInit": "failed: AttributeError: 'NoInit' object has no attribute",
+    "NoState": "failed: KeyError: 'layer7'.",
     "exits": "failed: SystemExit: it ended the program (no licence).",
     "own": "failed: Own: of my own.",
     "wide": "layer conv of nets_of_plan:wide has 40,000 channels; expected at most 32,767",
     "missing": "unknown name in nets_of_plan 'missing'",
 }
-GOOD = ("Net", "Looks", "Computes", "scripted")
+GOOD = ("Net", "Handles", "Looks", "Computes", "scripted")
 
 
 @pytest.fixture

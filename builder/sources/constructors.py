@@ -73,11 +73,15 @@ def _call(constructor: str, make: Callable[[], Any]) -> nn.Module:
 
     with guest(), blamed(f"constructor {constructor!r} failed"):
         model = make()
-    if not isinstance(model, torch.nn.Module):
-        raise UsageError(
-            f"constructor {constructor!r} returned {type(model).__name__}, not a torch.nn.Module."
-        )
-    lazy = [n for n, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(
+                f"constructor {constructor!r} returned {type(model).__name__}, not a "
+                "torch.nn.Module."
+            )
+        # A class of the user's may break any of these; whoever takes the network relies on them.
+        model.train(model.training)
+        model.state_dict()
+        lazy = [n for n, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise UsageError(
             f"constructor {constructor!r} leaves the shape of {', '.join(lazy)} to the first image "

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,9 @@ def blamed(what: str, hint: str = "", error: type[BuilderError] = UsageError) ->
     except (BuilderError, KeyboardInterrupt):
         raise
     except BaseException as e:
-        words = str(e).strip().partition("\n")[0].rstrip(".")
+        words = ""
+        with contextlib.suppress(Exception):  # its own class may not have any
+            words = str(e).strip().partition("\n")[0].rstrip(".")
         if isinstance(e, SystemExit):
             words = f"it ended the program ({words or 0})"
         said = f"{type(e).__name__}: {words}" if words else type(e).__name__
@@ -46,9 +49,10 @@ def guest() -> Iterator[None]:
     """Run somebody else's code: one at a time, and without a trace once it is done.
 
     It sees what a script of its own would: the current folder first among the places of modules,
-    and no command line. Its prints go to stderr, and the default device is not its to set. The
-    current folder, torch's default element type, gradients, threads and determinism are afterwards
-    what they were before; what it adds to sys.path stays, since modules may be imported later.
+    and no command line. Its prints go to stderr, and neither the default device nor what Ctrl-C
+    does is its to set. The current folder, stderr, the depth of recursion, torch's default element
+    type, gradients, threads and determinism are afterwards what they were before; what it adds to
+    sys.path stays, since modules may be imported later.
     """
     import torch
 
@@ -59,17 +63,20 @@ def guest() -> Iterator[None]:
             (torch.get_num_threads, torch.set_num_threads),
             (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
             (Path.cwd, os.chdir),
+            (sys.getrecursionlimit, sys.setrecursionlimit),
         ]
         before = [get() for get, _ in settings]
-        here, argv, set_default_device = str(Path.cwd()), sys.argv, torch.set_default_device
+        here, argv, stderr = str(Path.cwd()), sys.argv, sys.stderr
+        set_default_device, handle = torch.set_default_device, signal.signal
         sys.path.insert(0, here)  # as `python` does; the `builder` script does not
         sys.argv = argv[:1]
         torch.set_default_device = lambda device: None
+        signal.signal = lambda signalnum, handler: signal.getsignal(signalnum)
         try:
             yield
         finally:
-            sys.argv = argv
-            torch.set_default_device = set_default_device
+            sys.argv, sys.stderr = argv, stderr
+            torch.set_default_device, signal.signal = set_default_device, handle
             if here in sys.path:
                 sys.path.remove(here)
             for (get, restore), value in zip(settings, before, strict=True):
