@@ -41,6 +41,7 @@ ROOMS: dict[str, Room] = {
     "compare": Room(reads=("cohort", "release", "paper")),
     "sources": Room(reads=("cohort",), torch=True),
     "network": Room(reads=("cohort", "sources"), torch=True),
+    "robustbench": Room(reads=("cohort", "sources", "network"), torch=True),
     "metrics": Room(reads=("release", "network"), torch=True),
     "first_layer": Room(reads=("sources",), torch=True),
     "measure": Room(
@@ -69,6 +70,7 @@ ROOMS: dict[str, Room] = {
                 "paper",
                 "compare",
                 "network",
+                "robustbench",
                 "measure",
                 "training",
                 "building",

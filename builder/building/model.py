@@ -151,6 +151,10 @@ def _first_layer(
     reached()
     eps, layers = p.spec.eps_value, [c.layer for c in p.convs if c.conv_depth == 0]
     try:
+        if eps is None:
+            raise UsageError(
+                f"trained against {p.spec.threat_model}: there is no Linf radius to measure at."
+            )
         model = sources.instantiate(p.spec, dict(state)).to(device)
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks

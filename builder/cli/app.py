@@ -101,7 +101,7 @@ def _a_folder(release: Path) -> Path:
 
 
 CohortOption = Annotated[
-    str, typer.Option("--cohort", help="mini, paper, or the path of a cohort CSV.")
+    str, typer.Option("--cohort", help="mini, paper, robustbench, or the path of a cohort CSV.")
 ]
 Models = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Make a release: plan, build, train."""
+"""Make a release: plan, build, train; and the cohort robustbench."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from builder.cli.app import (
     print_table,
     say,
 )
-from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError
+from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError, UsageError
 
 if TYPE_CHECKING:
     from builder.cohort.registry import Cohort
@@ -46,10 +46,11 @@ def plan(
     Example: builder plan --cohort paper --json
     """
     from builder.network.plan import make_plan, plan_json
+    from builder.training.members import missing_counterparts
 
     with progress.show(quiet=as_json) as report:
         found = make_plan(_chosen(cohort).select(models), report)
-    result = plan_json(found, layers)
+    result = plan_json(found, layers) | {"counterparts": missing_counterparts(found)}
     if as_json:
         print_json(result)
     else:
@@ -79,11 +80,27 @@ def _print_plan(result: dict[str, Any], layers: bool) -> None:
     else:
         names = ("model_id", "architecture", "n_layers", "n_filters", "bytes", "source")
         print_table(names, result["models"], "--json")
+    for reason, names in _by_reason(result["left_out"]).items():
+        say(f"left out: {', '.join(names)}: {reason}")
+    for c in result["counterparts"]:
+        many = f" and {len(c['model_ids']) - 1} more" if c["model_ids"][1:] else ""
+        say(f"no standard member: {c['model_ids'][0]}{many}: {c['command'] or c['reason']}")
     totals = result["totals"]
+    if len({t["threat_model"] for t in totals["by_threat_model"]}) > 1:
+        for t in totals["by_threat_model"]:
+            of = f"{t['dataset']} {t['threat_model']}"
+            say(f"{of}: {t['n_models']} robust models, {t['n_pairs']} of them paired")
     say(
         f"{totals['n_models']} models, {totals['n_pairs']} pairs, {totals['n_layers']:,} layers, "
         f"{totals['n_filters']:,} filters, {totals['bytes'] / 1e9:.2f} GB of coefficients"
     )
+
+
+def _by_reason(left_out: list[dict[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for m in left_out:
+        found.setdefault(m["reason"], []).append(f"{m['dataset']} {m['network']}")
+    return found
 
 
 def _chosen(cohort: str) -> Cohort:
@@ -168,6 +185,43 @@ def build(
     _summary(root, outcome.already_there)
     if outcome.problems:
         raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command(rich_help_panel=MAKE)
+def cohort(
+    name: Annotated[str, typer.Argument(help="robustbench: all of the installed RobustBench.")],
+    model_info: Annotated[
+        Path | None,
+        typer.Option(help="Facts from the folder model_info of a RobustBench checkout."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the CSV and its tables.")] = Path(
+        "out/cohort"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Make the cohort robustbench again, from the installed registry. Downloads nothing.
+
+    Example: builder cohort robustbench --out builder/cohort
+    """
+    from builder.cohort.registry import load_cohort
+    from builder.robustbench.make import NAME, make_cohort, registry, write
+    from builder.robustbench.model_info import read_checkout, read_table
+
+    if name != NAME:
+        raise UsageError(f"'{name}' is no cohort that a command makes; expected {NAME}.")
+    shipped, facts = load_cohort(NAME), read_table()
+    if model_info is not None:
+        facts = read_checkout(model_info, registry(), facts)
+    with progress.show(quiet) as report:
+        made = make_cohort(facts, report)
+    write(made, facts, out)
+    was, now = ({m.model_id: m for m in c.models} for c in (shipped, made))
+    changed = sum(now[m] != was[m] for m in now.keys() & was.keys())
+    say(
+        f"{out / NAME}.csv: {len(now)} models, {len(made.pairs)} pairs, {len(made.left_out)} left "
+        f"out. Against the shipped one: {len(now.keys() - was.keys())} new, "
+        f"{len(was.keys() - now.keys())} gone, {changed} changed."
+    )
 
 
 def _say_failures(failures: Mapping[str, BuilderError], debug: bool) -> None:

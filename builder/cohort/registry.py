@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
@@ -45,33 +45,62 @@ class ModelSpec:
     year: int | None = None
     paper_url: str | None = None
     license: str | None = None
+    # Of RobustBench's model_info. Not in the representation: digests of older cohorts stay.
+    reported_acc: float | None = field(default=None, repr=False)
+    external_acc: float | None = field(default=None, repr=False)
+    unreliable: bool | None = field(default=None, repr=False)
+    corruptions_acc: float | None = field(default=None, repr=False)
+    corruptions_mce: float | None = field(default=None, repr=False)
+    corruptions_acc_3d: float | None = field(default=None, repr=False)
+    corruptions_mce_3d: float | None = field(default=None, repr=False)
+    n_forward_passes: int | None = field(default=None, repr=False)
+    footnote: str | None = field(default=None, repr=False)
 
     @property
     def model_id(self) -> str:
         return schema.model_id(self.dataset, self.robust, self.network)
 
     @property
-    def eps_value(self) -> float:
+    def eps_value(self) -> float | None:
         """Linf radius for the first-layer response: the model's own, else that of its data set.
 
-        An eps of another threat model is no such radius: RobustBench's L2 models have 0.5. Without
-        a threat model it is read as one.
+        None for another threat model, whose eps is no such radius: RobustBench's L2 models have
+        0.5. Without a threat model it is read as one.
         """
+        if self.threat_model not in (None, "Linf"):
+            return None
         default = "4/255" if self.dataset == "imagenet" else "8/255"
-        own = self.eps if self.threat_model in (None, "Linf") else None
-        return float(_fraction(own or default))
+        return float(_fraction(self.eps or default))
+
+
+LATER = tuple(f.name for f in fields(ModelSpec) if not f.repr)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A model that a cohort would have, were there 3x3 filters to read from it."""
+
+    network: str
+    dataset: str
+    threat_model: str
+    architecture: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A named list of models. `digest` identifies its content."""
+    """A named list of models, and those that were left out. `digest` identifies its models."""
 
     name: str
     models: tuple[ModelSpec, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(repr(self.models).encode()).hexdigest()
+        later = [(m.model_id, f, v) for m in self.models for f in LATER
+                 if (v := getattr(m, f)) is not None]  # fmt: skip
+        text = repr(self.models) + (repr(later) if later else "")
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def pairs(self) -> list[tuple[ModelSpec, ModelSpec]]:
@@ -172,6 +201,10 @@ def _year(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> float:
+    return float(_fraction(text))
+
+
 def _percent(text: str) -> float:
     try:
         value = float(_fraction(text.removesuffix("%").rstrip()))
@@ -197,12 +230,18 @@ _PARSE: dict[str, Callable[[str], Any]] = {
     "autoattack_acc": _percent,
     "extra_data": _bool,
     "year": _year,
+    **dict.fromkeys(("reported_acc", "external_acc"), _percent),
+    **dict.fromkeys(("corruptions_acc", "corruptions_acc_3d"), _percent),
+    **dict.fromkeys(("corruptions_mce", "corruptions_mce_3d"), _number),
+    "unreliable": _bool,
+    "n_forward_passes": int,
 }
 COLUMNS = tuple(f.name for f in fields(ModelSpec))
+LEFT_OUT = "left_out.csv"
 REQUIRED, OPTIONAL = COLUMNS[:6], COLUMNS[6:]
 
 
-def _parse_row(row: dict[str, str], where: str) -> ModelSpec:
+def parse(row: dict[str, str], where: str) -> ModelSpec:
     values: dict[str, Any] = {}
     for name in COLUMNS:
         text = row.get(name)
@@ -257,7 +296,7 @@ def questions(cohort: Cohort) -> list[str]:
                 if m.threat_model
                 else f"eps {m.eps} has no threat_model; it is read as Linf"
             )
-        if m.eps_value > 0.25:
+        if (m.eps_value or 0) > 0.25:
             odd.append(f"a Linf radius of {m.eps} changes every pixel beyond recognition")
         for name in ("clean_acc", "autoattack_acc"):
             value = getattr(m, name)
@@ -272,12 +311,17 @@ def questions(cohort: Cohort) -> list[str]:
 def read_cohort(path: Path, name: str) -> Cohort:
     """Read and check a cohort CSV (columns: `COLUMNS`; the first six are required).
 
+    A file left_out.csv, in a folder of the same name beside it, says which models are missing.
+
     Raises:
         UsageError: unreadable file, wrong column, wrong value, duplicate id, unknown partner.
     """
-    models = tuple(_parse_row(row, where) for where, row in read_csv(path, REQUIRED, OPTIONAL))
+    models = tuple(parse(row, where) for where, row in read_csv(path, REQUIRED, OPTIONAL))
     _check(models, str(path))
-    return Cohort(name, models)
+    missing = path.with_suffix("") / LEFT_OUT
+    columns = [f.name for f in fields(LeftOut)]
+    rows = read_csv(missing, columns, ()) if missing.exists() else []
+    return Cohort(name, models, tuple(LeftOut(**row) for _, row in rows))
 
 
 def cohort_names() -> list[str]:

@@ -155,7 +155,7 @@ def measure_response(
 
 
 def unmeasured(
-    layers: Sequence[str], perturbation: str, eps: float, why: BuilderError
+    layers: Sequence[str], perturbation: str, eps: float | None, why: BuilderError
 ) -> list[dict[str, Any]]:
     """The rows of a perturbation that cannot be measured: nulls, and the reason.
 

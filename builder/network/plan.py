@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from builder import schema
 from builder.cohort.registry import Cohort, ModelSpec
 from builder.errors import BuilderError
-from builder.network.trace import ForwardError, TracedConv, trace
+from builder.network.trace import ForwardError, TracedConv, trace_all
 from builder.progress import Report
 from builder.sources import constructors
 from builder.sources import fetch as sources
@@ -25,6 +25,9 @@ _MOST = 2 ** (schema.FILTERS.arrow.field("out_channel").type.bit_width - 1) - 1
 """Largest number of channels and of layers: what the columns of `filters` can count."""
 
 
+Graph = tuple[Any, ...]
+
+
 @dataclass(frozen=True)
 class Network:
     """What a constructor makes for the images of a data set."""
@@ -32,17 +35,25 @@ class Network:
     convs: tuple[TracedConv, ...]
     n_params: int
     image_size: int  # height and width of the images, in pixels
+    activations: frozenset[str]
+
+    @property
+    def graph(self) -> Graph:
+        """What two networks share whose filters are compared, whatever their modules are called:
+        depth and shapes of every convolution in order, where BatchNorm folds, the activations."""
+        return (
+            *((c.conv_depth, c.out_channels, c.in_channels, c.kernel_size, c.groups, c.stride,
+               c.bn_layer is not None) for c in self.convs),
+            *sorted(self.activations),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class PlannedModel:
-    """One model of a cohort, its source, and what `Network` says."""
+class PlannedModel(Network):
+    """One model of a cohort and its source, as a network."""
 
     spec: ModelSpec
     source: sources.Source
-    convs: tuple[TracedConv, ...]
-    n_params: int
-    image_size: int
 
     @property
     def layers(self) -> list[TracedConv]:
@@ -81,11 +92,11 @@ def plan_network(constructor: str, dataset: str) -> Network:
     size = constructors.image_size(constructor, model, dataset)
     n_params = sum(p.numel() for p in model.parameters())
     try:
-        convs = trace(model, size)
+        convs, activations = trace_all(model, size)
     except ForwardError:
         if not any(p.is_meta for p in model.parameters()):
             raise
-        convs = trace(constructors.construct(constructor), size)
+        convs, activations = trace_all(constructors.construct(constructor), size)
     n_layers = sum(c.is_3x3 for c in convs)
     if not n_layers:
         raise BuilderError(f"{constructor} runs no 3x3 convolution.")
@@ -100,7 +111,7 @@ def plan_network(constructor: str, dataset: str) -> Network:
                 f"layer {conv.layer} of {constructor} has {widest:,} channels; expected at most "
                 f"{_MOST:,}, which the columns of a release can count."
             )
-    return Network(tuple(convs), n_params, size)
+    return Network(tuple(convs), n_params, size, activations)
 
 
 def make_plan(cohort: Cohort, report: Report) -> Plan:
@@ -119,7 +130,7 @@ def make_plan(cohort: Cohort, report: Report) -> Plan:
         try:
             if isinstance(network, BuilderError):
                 raise network
-            models.append(PlannedModel(spec, sources.describe(spec), **vars(network)))
+            models.append(PlannedModel(**vars(network), spec=spec, source=sources.describe(spec)))
         except BuilderError as e:
             failures[spec.model_id] = e
         report("plan", "tracing", done, len(cohort.models))
@@ -132,11 +143,12 @@ def layer_graph(conv: TracedConv) -> dict[str, Any]:
 
 
 def plan_json(plan: Plan, layers: bool) -> dict[str, Any]:
-    """The plan as one object: `models`, `failures`, `totals`, and `layers` if asked for."""
+    """The plan as one object: `models`, `failures`, `left_out`, `totals`; `layers` if asked for."""
     models = [
         {
             "model_id": p.spec.model_id,
-            **{f: getattr(p.spec, f) for f in ("network", "dataset", "robust", "architecture")},
+            **{f: getattr(p.spec, f) for f in ("network", "dataset", "robust", "threat_model")},
+            "architecture": p.spec.architecture,
             "source": p.source.kind,
             "source_url": p.source.url,
             "n_params": p.n_params,
@@ -147,13 +159,17 @@ def plan_json(plan: Plan, layers: bool) -> dict[str, Any]:
         for p in plan.models
     ]
     groups: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    threats: dict[tuple[str, str | None], list[dict[str, Any]]] = defaultdict(list)
     for m in models:
         groups[m["dataset"], m["robust"]].append(m)
+        if m["robust"]:
+            threats[m["dataset"], m["threat_model"]].append(m)
     counts = ("n_layers", "n_filters", "bytes")
     found: dict[str, Any] = {
         "cohort": plan.cohort.name,
         "models": models,
         "failures": [{"model_id": m, "reason": str(e)} for m, e in plan.failures.items()],
+        "left_out": [asdict(m) for m in plan.cohort.left_out],
         "totals": {
             "n_models": len(models),
             "n_pairs": len(plan.cohort.pairs),
@@ -167,6 +183,19 @@ def plan_json(plan: Plan, layers: bool) -> dict[str, Any]:
                     **{c: sum(m[c] for m in group) for c in counts},
                 }
                 for (dataset, robust), group in groups.items()
+            ],
+            "by_threat_model": [
+                {
+                    "dataset": dataset,
+                    "threat_model": threat_model,
+                    "n_models": len(group),
+                    "n_pairs": sum(
+                        r.dataset == dataset and r.threat_model == threat_model
+                        for r, _ in plan.cohort.pairs
+                    ),
+                    **{c: sum(m[c] for m in group) for c in counts},
+                }
+                for (dataset, threat_model), group in threats.items()
             ],
         },
     }

@@ -76,6 +76,7 @@ class _Value:
     consumers: list[_Value] = field(default_factory=list)
     conv: _Conv | None = None
     norm: _Norm | None = None
+    activation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ _CONVOLUTION = {
     "aten::convolution",
     "aten::_convolution",
 }  # the second in what torch.jit.trace made
+_ACTIVATION = {
+    **{f: f for f in ("relu", "gelu", "leaky_relu", "elu", "hardtanh", "softplus", "tanh")},
+    **dict.fromkeys(("silu", "sigmoid"), "silu"),  # also spelled x * sigmoid(x)
+}
 _EITHER_BATCH_NORM = "aten::native_batch_norm"  # its argument 5: whether by the batch's statistics
 _BATCH_NORM = _EITHER_BATCH_NORM, "aten::_native_batch_norm_legit_no_training"
 
@@ -137,6 +142,8 @@ class _Graph:
             return
         same = name in _SAME or (name == "aten::slice" and results[0].shape == read[0].shape)
         value = inputs[0] if same else _Value(1 + max(v.depth for v in inputs), inputs)
+        if not same:
+            value.activation = _ACTIVATION.get(name.removeprefix("aten::").removesuffix("_"))
         for t in results:
             views = self.views.setdefault(t.untyped_storage()._cdata, set())
             views.add(id(t))
@@ -159,6 +166,8 @@ class _Graph:
         """An operator on parameters, buffers and constants alone."""
         if any(id(t) in self.trained for t in read):
             self.trained |= {id(t) for t in results}
+        for t in results:  # a buffer made on the way, into which the image may yet be written
+            self.views.setdefault(t.untyped_storage()._cdata, set()).add(id(t))
         # A cast, say by autocast, is not of the network: the weight is what is stored.
         if (name in _SAME or name == "aten::_to_copy") and id(read[0]) in self.stored:
             self.stored[id(results[0])] = self.stored[id(read[0])]
@@ -190,7 +199,9 @@ def _record(
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    devices = {p.device for p in model.parameters()}
+    without_memory = torch.device("meta")
+    device = without_memory if without_memory in devices else next(iter(devices), "cpu")
     image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype)
     graph = _Graph(model, image)
 
@@ -242,7 +253,13 @@ def _reachable(outputs: list[_Value]) -> set[int]:
 
 
 def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
-    """Every 2-d convolution with a trained weight that `model` executes, in order of execution.
+    """Every 2-d convolution with a trained weight that `model` executes: see `trace_all`."""
+    return trace_all(model, image_size)[0]
+
+
+def trace_all(model: nn.Module, image_size: int) -> tuple[list[TracedConv], frozenset[str]]:
+    """Every 2-d convolution with a trained weight that `model` executes, in order of execution;
+    and the activation functions that it runs.
 
     Args:
         model: a network, best on the meta device; it is put into evaluation mode.
@@ -308,4 +325,6 @@ def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
         )
         # One weight executed twice is one layer: it sits where it first runs.
         traced.setdefault(conv.weight, described)
-    return list(traced.values())
+    return list(traced.values()), frozenset(
+        v.activation for v in order if v.activation and id(v) in live
+    )

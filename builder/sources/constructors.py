@@ -71,7 +71,7 @@ def _maker(constructor: str) -> Callable[[], Any]:
 def _call(constructor: str, make: Callable[[], Any]) -> nn.Module:
     import torch
 
-    with guest(), blamed(f"constructor {constructor!r} failed"):
+    with guest(), blamed(f"constructor {constructor!r} failed"), _nothing_moves_to_cuda():
         model = make()
         if not isinstance(model, torch.nn.Module):
             raise UsageError(
@@ -264,9 +264,26 @@ def _modules_are_real() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _nothing_moves_to_cuda() -> Iterator[None]:
+    """A constructor's own `.cuda()` does nothing: where a network works is not its to say, and the
+    machine may have no such device."""
+    import torch
+
+    kept = [(owner, owner.cuda) for owner in (torch.Tensor, torch.nn.Module)]
+    for owner, _ in kept:
+        owner.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        for owner, move in kept:
+            owner.cuda = move  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
 def _small_constants_are_real() -> Iterator[None]:
-    """Under the meta device, keep torch.linspace on the CPU: timm's constructors read numbers
-    (the rates of stochastic depth) out of it, and a meta tensor has none."""
+    """Under the meta device, keep on the CPU what is made of Python's own numbers: constructors and
+    networks read them again (the rates of stochastic depth, a threshold), and a meta tensor has
+    none."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -275,7 +292,8 @@ def _small_constants_are_real() -> Iterator[None]:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs = kwargs or {}
-            return func(*args, **({"device": "cpu"} | kwargs if func is torch.linspace else kwargs))
+            small = func in (torch.linspace, torch.tensor)
+            return func(*args, **({"device": "cpu"} | kwargs if small else kwargs))
 
     with Real():
         yield

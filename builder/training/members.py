@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from builder import schema
-from builder.cohort.registry import Cohort
+from builder.cohort.registry import Cohort, ModelSpec
 from builder.csvfile import read_csv
 from builder.errors import BuilderError, UsageError
 from builder.files import file_sha256, write_atomic
 from builder.network.device import resolve_device
+from builder.network.plan import Plan
 from builder.progress import WHOLE, Report
 from builder.sources.constructors import construct
 from builder.training.attack import PGD20, accuracy
@@ -142,6 +143,34 @@ def counterparts(cohort: Cohort, pattern: str) -> tuple[Recipe, ...]:
         )
         recipes.setdefault(name, recipe)
     return tuple(recipes.values())
+
+
+def missing_counterparts(plan: Plan) -> list[dict[str, Any]]:
+    """What would give a standard member to the robust models that have none: per network, the
+    models that run it, and the command that trains it, or why there is none.
+    """
+    paired = {robust.model_id for robust, _ in plan.cohort.pairs}
+    alone: dict[tuple[Any, ...], list[ModelSpec]] = {}
+    for p in plan.models:
+        if p.spec.robust and p.spec.model_id not in paired:
+            alone.setdefault((p.spec.dataset, p.graph), []).append(p.spec)
+    found = []
+    for (dataset, _), specs in alone.items():
+        command, reason = f"builder train {specs[0].model_id} --cohort {plan.cohort.name}", None
+        try:
+            check_trainable(dataset)
+        except UsageError as e:
+            command, reason = None, str(e)
+        found.append(
+            {
+                "dataset": dataset,
+                "architecture": specs[0].architecture,
+                "model_ids": [m.model_id for m in specs],
+                "command": command,
+                "reason": reason,
+            }
+        )
+    return found
 
 
 def train_member(

@@ -1,0 +1,1 @@
+"""The cohort robustbench, made from the installed registry and RobustBench's facts."""
