@@ -7,6 +7,7 @@ else states a column. It imports nothing of the package but its errors.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +32,8 @@ VIEW_SUFFIX = {"folded": "", "trained": "_trained"}
 """View -> end of the names of its columns in `models`; the paper's view has the plain names."""
 
 UNIONS = ("full", "robust", "standard")
-"""Sets of models that share a PCA basis: all of a release, its robust and its standard ones."""
+"""Sets of models that share a PCA basis: the robust ones of one threat model, the standard ones,
+and both together (see `unions`)."""
 
 N_BINS = 70
 """Bins of the coefficient histograms (paper section 3, divergence)."""
@@ -383,7 +385,12 @@ PCA = Table(
     "One row per basis, weights view and component: PCA of scaled non-sparse filters.",
     ("basis", "weights", "component"),
     (
-        Column("basis", _TEXT, "A model_id, or a union: `full`, `robust` or `standard`."),
+        Column(
+            "basis",
+            _TEXT,
+            "A model_id, or a union: `full`, `robust` or `standard`. They are of one threat model, "
+            "Linf where there is any; of another they are called, say, `full:L2`, `robust:L2`.",
+        ),
         _WEIGHTS,
         Column("component", pa.int16(), "0 (largest variance) to 8."),
         Column("n_samples", pa.int64(), "Filters the basis is fitted on."),
@@ -422,7 +429,12 @@ HISTOGRAMS = Table(
         _MODEL_ID,
         Column("depth_bin", pa.int16(), "Depth bin of the layers counted."),
         Column("component", pa.int16(), "Component of the full basis, 0 to 8."),
-        Column("bin", pa.int16(), "0 to 69: equal bins over [min, max] of all coefficients."),
+        Column(
+            "bin",
+            pa.int16(),
+            "0 to 69: equal bins over [min, max] of all coefficients of the full basis' models; "
+            "what other models have beyond is in the first and the last.",
+        ),
         Column("bin_low", pa.float64(), "Lower edge of the bin.", tolerance=SHARE),
         Column("bin_high", pa.float64(), "Upper edge of the bin.", tolerance=SHARE),
         Column(
@@ -568,6 +580,34 @@ def layer_name(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def in_union(union: str, robust: bool) -> bool:
-    """Whether a robust (or standard) model belongs to one of `UNIONS`."""
-    return union == "full" or robust == (union == "robust")
+def studied(threat_models: Iterable[str | None]) -> str | None:
+    """The threat model that findings are about, of those of the robust models of a release: Linf,
+    as which one without counts, else the first there is. The view `study` says the same in SQL."""
+    found = {t or "Linf" for t in threat_models}
+    return "Linf" if "Linf" in found else min(found, default=None)
+
+
+def unions(models: Iterable[tuple[str, bool, str | None]]) -> dict[str, list[str]]:
+    """Bases of `pca` that are of several models -> their model_ids, in order; never empty.
+
+    Robust models of two threat models share none: `UNIONS` are of the one that findings are about,
+    and those of another, say L2, are called full:L2 and robust:L2.
+
+    Args:
+        models: (model_id, robust, threat_model).
+    """
+    models = list(models)
+    own = studied(t for _, robust, t in models if robust)
+    found: dict[str, list[str]] = {}
+    for threat_model in [own, *sorted({t or "Linf" for _, robust, t in models if robust} - {own})]:
+        for union in UNIONS:
+            name = union if threat_model == own else f"{union}:{threat_model}"
+            members = [
+                m
+                for m, robust, t in models
+                if (robust and union != "standard" and (t or "Linf") == threat_model)
+                or (not robust and union != "robust")
+            ]
+            if members and (threat_model == own or union != "standard"):
+                found[name] = members
+    return found

@@ -11,7 +11,7 @@ with counted as (
         count(distinct architecture) as architectures,
         sum(n_filters)::bigint as filters,
         avg(n_filters) as filters_per_model
-    from models
+    from study_models
     group by grouping sets ((dataset, robust), (robust), ())
     having count(*) > 0
 ),

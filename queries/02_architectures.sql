@@ -10,7 +10,7 @@ with counted as (
         count(*) as models,
         min(n_filters) as fewest_filters,
         max(n_filters) as most_filters
-    from models
+    from study_models
     group by all
 )
 

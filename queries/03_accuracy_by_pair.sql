@@ -14,7 +14,7 @@ select
     r.clean_acc as robust_clean_acc,
     r.autoattack_acc as robust_autoattack_acc,
     s.clean_acc - r.clean_acc as clean_loss
-from pairs as p
+from study_pairs as p
 inner join models as r on p.robust_model_id = r.model_id
 inner join models as s on p.standard_model_id = s.model_id
 order by p.dataset asc, robust_autoattack_acc desc nulls last, robust_network asc

@@ -7,7 +7,7 @@ with correlated as (
         dataset,
         count(*) as models,
         spearman(list(clean_acc), list(autoattack_acc)) as spearman
-    from models
+    from study_models
     where robust and clean_acc is not null and autoattack_acc is not null
     group by all
     having count(*) > 2

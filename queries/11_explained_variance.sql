@@ -12,8 +12,8 @@ select
     p.value as published,
     ratio - p.value as difference,
     abs(ratio - p.value) <= p.precision as within
-from pca as o
-left join pca as t on o.basis = t.basis and o.component = t.component and t.weights = 'trained'
+from study_bases as o
+left join study_bases as t on o.basis = t.basis and o.component = t.component and t.weights = 'trained'
 left join paper as p
     on
         p.finding = 'explained_variance'
@@ -21,8 +21,5 @@ left join paper as p
         and o.basis = p.kind
         and o.component = p.component
 left join paper as n on n.finding = 'explained_variance' and n.metric = 'n_samples' and o.basis = n.kind
-where
-    o.basis in ('full', 'robust', 'standard')
-    and o.weights = 'folded'
-    and o.explained_variance_ratio is not null
+where o.weights = 'folded' and o.explained_variance_ratio is not null
 order by kind, o.component

@@ -23,7 +23,7 @@ select
     if(p.kind is null, null, 1.0) as published,
     1.0 - cosine as difference,
     abs(difference) <= p.precision as within
-from pca as o
+from study_bases as o
 left join published as p on o.basis = p.kind and o.component = p.component
-where o.basis in ('full', 'robust', 'standard') and o.weights = 'folded' and o.direction is not null
+where o.weights = 'folded' and o.direction is not null
 order by kind, o.component

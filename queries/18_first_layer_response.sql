@@ -35,7 +35,7 @@ select
     s.activation_pass as standard_activation_pass,
     r.activation_pass as robust_activation_pass,
     r.post / nullif(s.post, 0) as ratio
-from pairs as p
+from study_pairs as p
 inner join per_model as r on p.robust_model_id = r.model_id
 inner join per_model as s
     on p.standard_model_id = s.model_id and r.perturbation = s.perturbation and r.eps = s.eps

@@ -10,7 +10,7 @@ with measured as (
         autoattack_acc,
         unnest(['clean_acc', 'sparsity', 'variance_entropy', 'orthogonality', 'mean_abs_cosine']) as metric,
         unnest([clean_acc, sparsity, variance_entropy, orthogonality, 1 - orthogonality]) as value
-    from models
+    from study_models
     where robust and autoattack_acc is not null
 ),
 

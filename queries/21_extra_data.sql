@@ -17,9 +17,9 @@ select
     p.value as published,
     ratio - p.value as difference,
     abs(ratio - p.value) <= p.precision as within
-from models as e
+from study_models as e
 inner join
-    models as o
+    study_models as o
     on e.dataset = o.dataset and e.robust and o.robust and e.network = o.network || '_extra'
 left join paper as p on p.finding = 'extra_data' and e.model_id = p.model_id
 where e.n_sparse is not null and o.n_sparse is not null

@@ -23,8 +23,8 @@ select
     p100.n_sparse - p10.n_sparse as published,
     change - published as difference,
     c10.n_sparse = p10.n_sparse and c100.n_sparse = p100.n_sparse as within
-from models as c10
-inner join models as c100 on c10.network = c100.network and c10.robust = c100.robust
+from study_models as c10
+inner join study_models as c100 on c10.network = c100.network and c10.robust = c100.robust
 left join published as p10 on c10.model_id = p10.model_id
 left join published as p100 on c100.model_id = p100.model_id
 where

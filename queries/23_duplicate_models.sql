@@ -10,7 +10,7 @@ with counted as (
         count(*) as models,
         count(distinct filters_hash) as distinct_models,
         string_agg(network || ' = ' || same_filters_as, '; ' order by model_id) as duplicates
-    from models
+    from study_models
     where filters_hash is not null
     group by grouping sets ((dataset, robust), (robust))
 )

@@ -14,7 +14,7 @@ with changes as (
         unnest([f.sparsity, f.variance_entropy, f.orthogonality]) as folded
     from layers as t
     inner join layers as f on t.model_id = f.model_id and t.layer_index = f.layer_index
-    inner join models as m on t.model_id = m.model_id
+    inner join study_models as m on t.model_id = m.model_id
     where t.weights = 'trained' and f.weights = 'folded'
 )
 

@@ -40,7 +40,7 @@ differences as (
         coalesce(m.same_filters_as, m.model_id) as standard_model,
         r.metric,
         r.value - s.value as difference
-    from pairs as p
+    from study_pairs as p
     inner join models as m on p.standard_model_id = m.model_id
     inner join measured as r on p.robust_model_id = r.model_id
     inner join measured as s on p.standard_model_id = s.model_id and r.metric = s.metric

@@ -43,7 +43,7 @@ select
     r.order_2 as robust_order_2,
     r.constant - s.constant as constant_difference,
     r.order_2 - s.order_2 as order_2_difference
-from pairs as p
+from study_pairs as p
 inner join shares as r on p.robust_model_id = r.basis
 inner join shares as s on p.standard_model_id = s.basis
 order by p.dataset, p.robust_model_id

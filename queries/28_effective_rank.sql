@@ -24,7 +24,7 @@ select
     s.effective_rank as standard_rank,
     r.effective_rank as robust_rank,
     r.effective_rank - s.effective_rank as difference
-from pairs as p
+from study_pairs as p
 inner join ranks as r on p.robust_model_id = r.basis
 inner join ranks as s on p.standard_model_id = s.basis
 order by p.dataset, p.robust_model_id

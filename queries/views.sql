@@ -29,13 +29,52 @@ select * from read_parquet(getvariable('release') || '/data/first_layer.parquet'
 create or replace view paper as
 select * from read_parquet(getvariable('release') || '/data/paper.parquet', hive_partitioning = false);
 
+-- Findings are about one threat model; several are never pooled. It is the one asked for (`set variable
+-- threat_model = 'L2'`), else Linf, else the first of those in the release. A robust model without one
+-- counts as Linf.
+create or replace view study as
+select
+    if(count_if(coalesce(threat_model, 'Linf') = 'Linf') > 0, 'Linf', min(threat_model)) as stored,
+    coalesce(getvariable('threat_model'), stored) as threat_model
+from models
+where robust;
+
+-- Its robust models and all standard ones, and the pairs of those.
+create or replace view study_models as
+select m.*
+from models as m
+cross join study as s
+where not m.robust or coalesce(m.threat_model, 'Linf') = s.threat_model;
+
+create or replace view study_pairs as
+select p.*
+from pairs as p
+where p.robust_model_id in (select m.model_id from study_models as m);
+
+-- The bases of its models taken together: `full`, `robust` and `standard`. A release calls those of the
+-- threat model of its own findings so, and those of another full:L2, robust:L2.
+create or replace view study_bases as
+with unions as (
+    select
+        s.*,
+        unnest(['full', 'robust', 'standard']) as kind
+    from study as s
+)
+
+select p.* replace (u.kind as basis)
+from pca as p
+inner join unions as u
+    on
+        p.basis = u.kind
+        || if(u.kind = 'standard' or u.threat_model is not distinct from u.stored, '', ':' || u.threat_model);
+
 -- The two sides of every pair; a standard model stands once per robust model that it is compared with.
 create or replace view members as
 with sides as (
     select
         *,
         unnest(['robust', 'standard']) as kind
-    from pairs
+    from study_pairs
 )
 
 select

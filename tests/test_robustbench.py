@@ -130,7 +130,10 @@ def test_numbers_are_numbers_and_unknown_is_null():
     assert (kang.unreliable, kang.external_acc) == (True, 64.2)
     deck = BY_ID["cifar10-robust-Diffenderfer2021Winning_LRR_CARD_Deck.corruptions"]
     assert (deck.eps, deck.autoattack_acc, deck.n_forward_passes) == (None, None, 6)
-    assert (BY_ID["imagenet-standard-AlexNet"].corruptions_mce, deck.reported_acc) == (100, 92.78)
+    assert (BY_ID["imagenet-standard-AlexNet"].corruptions_mce, deck.corruptions_acc) == (
+        100,
+        92.78,
+    )
     standard = BY_ID["cifar10-standard-Standard"]
     assert (standard.threat_model, standard.eps, standard.corruptions_acc) == (None, None, 73.46)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from builder import schema
 from builder.building.histograms import histograms
 from builder.building.workspace import Workspace
-from builder.cohort.registry import Cohort
+from builder.cohort.registry import Cohort, unions
 from builder.network.plan import PlannedModel
 from builder.paper.published import paper_table
 from builder.release import moments, sample
@@ -213,10 +213,8 @@ def pca_rows(
                 of_model[row["model_id"]].append(layer_moments(row))
         for model_id, parts in of_model.items():
             merged[model_id, view] = moments.merge(parts)
-        for union in schema.UNIONS:
-            members = [p.spec.model_id for p in planned if schema.in_union(union, p.spec.robust)]
-            if members:
-                merged[union, view] = moments.merge(merged[m, view] for m in members)
+        for union, members in unions(p.spec for p in planned).items():
+            merged[union, view] = moments.merge(merged[m, view] for m in members)
     return [
         row
         for (basis, view), total in sorted(merged.items())

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.building.workspace import Workspace
+from builder.cohort.registry import unions
 from builder.metrics import longest
 from builder.metrics.histograms import Projector, histogram_table
 from builder.network.plan import PlannedModel
@@ -33,7 +34,7 @@ def histograms(
     jobs: int,
     report: Report,
 ) -> pa.Table:
-    """Histograms of every model on the basis of all, see metrics/histograms.py.
+    """Histograms of every model on the basis `full`, see metrics/histograms.py.
 
     Args:
         workspace: the build folder, every filter file in place.
@@ -56,7 +57,9 @@ def histograms(
         for entry in entries
     ]
     low, high = math.inf, -math.inf
-    above: list[float] = []
+    full_models = set(unions(p.spec for p in planned)["full"])
+    ranged = [i for i, p in enumerate(planned) if p.spec.model_id in full_models]
+    above: dict[int, float] = {}
     tables = []
     # A model that is built keeps two threads busy, one that is counted here one.
     with ThreadPoolExecutor(2 * jobs, "histograms") as pool:
@@ -78,13 +81,12 @@ def histograms(
 
         everyone = range(len(planned))
         try:
-            for p, projector in zip(planned, projectors, strict=True):
-                kept, left_out = longest.read(workspace.longest(p.spec.model_id))
-                low, high = projector.extent(low, high, kept)
-                above.append(left_out)
-            for i, (lowest, highest) in enumerate(pool.map(extent, everyone), 1):
+            for i in ranged:
+                kept, above[i] = longest.read(workspace.longest(planned[i].spec.model_id))
+                low, high = projectors[i].extent(low, high, kept)
+            for i, (lowest, highest) in enumerate(pool.map(extent, ranged), 1):
                 low, high = min(low, lowest), max(high, highest)
-                report("finish", "histograms, range", i, len(planned))
+                report("finish", "histograms, range", i, len(ranged))
             if low > high:  # no filter at all
                 low = high = 0.0
             for p, found in zip(planned, pool.map(counts, everyone), strict=True):

@@ -90,8 +90,8 @@ def _mean(values: Array, weights: Array) -> float | None:
 def wrong_bases(root: Path) -> Wrong:
     """Bases of `pca` that do not follow from the moments in `layers`, are missing or too many."""
     path = schema.table_path("pca")
-    table = pq.read_table(root / schema.table_path("models"), columns=["model_id", "robust"])
-    robust: dict[str, bool] = {m["model_id"]: m["robust"] for m in table.to_pylist()}
+    columns = ["model_id", "robust", "threat_model"]
+    models = pq.read_table(root / schema.table_path("models"), columns=columns).to_pylist()
     layers = pq.read_table(root / schema.table_path("layers")).to_pylist()
     if not layers:
         return  # published bases, of which no release can hold the moments
@@ -105,13 +105,11 @@ def wrong_bases(root: Path) -> Wrong:
                     unpack(np.array(layer["scatter"])),
                 )
             )
-    members = {model_id: [model_id] for model_id in robust}
-    for union in schema.UNIONS:
-        members[union] = [m for m in robust if schema.in_union(union, robust[m])]
+    members = {m["model_id"]: [m["model_id"]] for m in models}
+    members |= schema.unions((m["model_id"], m["robust"], m["threat_model"]) for m in models)
     totals = {
-        (basis, view): merge(part for m in models for part in of_model[m, view])
-        for basis, models in members.items()
-        if models
+        (basis, view): merge(part for m in chosen for part in of_model[m, view])
+        for basis, chosen in members.items()
         for view in schema.WEIGHT_VIEWS
     }
     stored: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)

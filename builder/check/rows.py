@@ -165,7 +165,8 @@ def _summary_rows(con: duckdb.DuckDBPyConnection, name: str, columns: list[str])
     if name == "histograms":
         where = "true"
     elif name == "pca":
-        where = f"split(key, ', ')[1] IN {schema.UNIONS}"  # `basis` comes first
+        # `basis` comes first: full, or full:L2
+        where = f"split(split(key, ', ')[1], ':')[1] IN {schema.UNIONS}"
     elif name == "models":
         own = [f"x{i}" for i, column in enumerate(columns) if column not in split.COLUMNS]
         where = f"NOT ({' OR '.join(own) or 'false'})"

@@ -80,8 +80,8 @@ def _print_plan(result: dict[str, Any], layers: bool) -> None:
     else:
         names = ("model_id", "architecture", "n_layers", "n_filters", "bytes", "source")
         print_table(names, result["models"], "--json")
-    for reason, names in _by_reason(result["left_out"]).items():
-        say(f"left out: {', '.join(names)}: {reason}")
+    for reason, missing in _by_reason(result["left_out"]).items():
+        say(f"left out: {', '.join(missing)}: {reason}")
     for c in result["counterparts"]:
         many = f" and {len(c['model_ids']) - 1} more" if c["model_ids"][1:] else ""
         say(f"no standard member: {c['model_ids'][0]}{many}: {c['command'] or c['reason']}")

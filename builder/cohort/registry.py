@@ -308,6 +308,11 @@ def questions(cohort: Cohort) -> list[str]:
     return asked
 
 
+def unions(models: Iterable[ModelSpec]) -> dict[str, list[str]]:
+    """Bases of several of these models: see `schema.unions`."""
+    return schema.unions((m.model_id, m.robust, m.threat_model) for m in models)
+
+
 def read_cohort(path: Path, name: str) -> Cohort:
     """Read and check a cohort CSV (columns: `COLUMNS`; the first six are required).
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from builder import schema
 from builder.cohort.registry import load_cohort
 from builder.csvfile import read_csv
 from builder.errors import UsageError
@@ -137,14 +138,18 @@ def published() -> Reference:
 
 
 def of_release(release: Release) -> Reference:
-    """Every number of a release, in the folded view.
+    """Every number of a release, in the folded view; of its robust models, those of the threat
+    model that its findings are about (`schema.studied`).
 
     Raises:
         UsageError: the release has no layers.
     """
+    models = release.table("models", columns=["model_id", "robust", "threat_model"]).to_pylist()
+    studied = schema.studied(row["threat_model"] for row in models if row["robust"])
     robust = {
         row["model_id"]: row["robust"]
-        for row in release.table("models", columns=["model_id", "robust"]).to_pylist()
+        for row in models
+        if not row["robust"] or (row["threat_model"] or "Linf") == studied
     }
     layers = release.table(
         "layers",
@@ -158,8 +163,9 @@ def of_release(release: Release) -> Reference:
         )
     by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in layers:
-        by_model[row["model_id"]].append(row)
-    pairs = release.table("pairs").to_pylist()
+        if row["model_id"] in robust:
+            by_model[row["model_id"]].append(row)
+    pairs = [p for p in release.table("pairs").to_pylist() if p["robust_model_id"] in robust]
     points: dict[tuple[str, str, str, int], list[float]] = defaultdict(list)
     for pair in pairs:
         for kind in KINDS:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from builder import schema
-from builder.cohort.registry import Cohort, load_cohort
+from builder.cohort.registry import Cohort, load_cohort, unions
 from builder.errors import BuilderError, UsageError
 from builder.paper.published import paper_table, read_published
 from builder.release import moments
@@ -79,12 +79,8 @@ def pca_rows(cohort: Cohort) -> list[dict[str, Any]]:
             ratios,
             _directions(row),
         )
-    for union in schema.UNIONS:
-        total = moments.merge(
-            published_moments(published[m.model_id])
-            for m in cohort.models
-            if schema.in_union(union, m.robust)
-        )
+    for union, members in unions(cohort.models).items():
+        total = moments.merge(published_moments(published[m]) for m in members)
         rows += moments.basis_rows(union, "folded", total)
     return rows
 

@@ -271,7 +271,7 @@ def _nothing_moves_to_cuda() -> Iterator[None]:
 
     kept = [(owner, owner.cuda) for owner in (torch.Tensor, torch.nn.Module)]
     for owner, _ in kept:
-        owner.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+        owner.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     try:
         yield
     finally:

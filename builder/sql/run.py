@@ -43,7 +43,8 @@ def parse_params(texts: Sequence[str]) -> dict[str, str]:
 def _check(query: Query, params: Mapping[str, str]) -> duckdb.Statement:
     """The one SELECT of a query, after its parameters were checked."""
     statement = one_select(query.name, query.sql)
-    variables = re.findall(r"getvariable\('(\w+)'\)", query.sql)
+    read = " ".join([query.sql, *catalog.definitions(query.sql).values()])
+    variables = {*re.findall(r"getvariable\('(\w+)'\)", read)} - {"release"}
     known = {*query.param_names, *variables, *statement.named_parameters}
     for name in params:
         if name not in known:
@@ -139,6 +140,7 @@ def answer_query(
     given = parse_params(params)
     opened = open_release(hub.release_address(release))
     _check_model(opened, query, given)
+    _check_threat_model(opened, query, given)
     with ExitStack() as stack:
         if engine == "spark":
             _check(query, given)
@@ -181,4 +183,21 @@ def _check_model(release: Release, query: Query, params: Mapping[str, str]) -> N
             f"no model '{params['model_id']}' in this release"
             + (f"; did you mean {', '.join(near)}?" if near else "."),
             hint='`builder query "select model_id from models"` names them.',
+        )
+
+
+def _check_threat_model(release: Release, query: Query, params: Mapping[str, str]) -> None:
+    """Refuse a threat model that no robust model of the release has.
+
+    Raises:
+        UsageError: no such threat model; the hint lists those there are.
+    """
+    if "threat_model" not in params or "study" not in catalog.definitions(query.sql):
+        return
+    models = release.table("models", columns=["robust", "threat_model"]).to_pylist()
+    known = sorted({m["threat_model"] or "Linf" for m in models if m["robust"]})
+    if params["threat_model"] not in known:
+        raise UsageError(
+            f"no robust model of this release has the threat model '{params['threat_model']}'.",
+            hint=f"it has {', '.join(known)}." if known else "it has no robust model.",
         )

@@ -156,7 +156,8 @@ def missing_counterparts(plan: Plan) -> list[dict[str, Any]]:
             alone.setdefault((p.spec.dataset, p.graph), []).append(p.spec)
     found = []
     for (dataset, _), specs in alone.items():
-        command, reason = f"builder train {specs[0].model_id} --cohort {plan.cohort.name}", None
+        command: str | None = f"builder train {specs[0].model_id} --cohort {plan.cohort.name}"
+        reason = None
         try:
             check_trainable(dataset)
         except UsageError as e:

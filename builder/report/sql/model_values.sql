@@ -23,7 +23,7 @@ from (
             m.clean_acc, m.sparsity, m.variance_entropy, m.orthogonality,
             m.clean_acc, m.sparsity_trained, m.variance_entropy_trained, m.orthogonality_trained
         ]) as value
-    from models as m
+    from study_models as m
 ) as v
 where isfinite(value)
 order by dataset, metric, weights, model_id
