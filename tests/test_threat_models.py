@@ -13,6 +13,8 @@ from builder.compare.reference import of_release
 from builder.errors import UsageError
 from builder.release.reader import open_release
 from builder.release.views import open_views
+from builder.report.page import render
+from builder.report.tables import open_tables, read
 from builder.sql import catalog
 from builder.sql.run import answer_query, run_query
 
@@ -131,3 +133,13 @@ def test_a_network_is_compared_with_the_linf_models_alone(releases: dict[str, Pa
     assert mixed.sparsity["robust"].tolist() == alone.sparsity["robust"].tolist()
     assert {k: b.q1 for k, b in mixed.boxes.items()} == {k: b.q1 for k, b in alone.boxes.items()}
     assert "(2 robust, 2 standard models, 2 pairs)" in mixed.name
+
+
+def test_the_page_draws_the_linf_models_and_says_so(releases: dict[str, Path]):
+    page, alone = (render(str(releases[name])) for name in ("all", "Linf"))
+    said = "of the 2 robust models against Linf; the others (2 L2, 2 corruptions) are in the table"
+    assert said in page and "robust models against" not in alone
+    with open_tables(open_release(releases["all"])) as con:
+        drawn = read(con, "sparsity_summary").to_pylist()
+    with open_tables(open_release(releases["Linf"])) as con:
+        assert drawn == read(con, "sparsity_summary").to_pylist()

@@ -74,7 +74,7 @@ def histograms(
             made_of = _digest(entries[i], full, low, high)
             if (kept := workspace.kept_histograms(model_id, made_of)) is not None:
                 return np.array(kept, np.int64)
-            found = projectors[i].counts(low, high)
+            found = projectors[i].counts(low, high, beyond_range=i not in above)
             if not stop.is_set():
                 workspace.keep_histograms(model_id, made_of, found.tolist())
             return found

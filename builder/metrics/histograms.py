@@ -124,8 +124,11 @@ class Projector:
                 low, high = min(low, float(found.min())), max(high, float(found.max()))
         return low, high
 
-    def counts(self, low: float, high: float) -> NDArray[np.int64]:
-        """Counts (depth bins, 9 components, 70 bins) over [low, high]; the last bin is closed."""
+    def counts(self, low: float, high: float, beyond_range: bool = False) -> NDArray[np.int64]:
+        """Counts (depth bins, 9 components, 70 bins) over [low, high]; the last bin is closed.
+
+        With `beyond_range`, what may lie outside counts in the first or the last bin.
+        """
         import torch
 
         width = (high - low) / N_BINS
@@ -145,6 +148,8 @@ class Projector:
                 out = projected[: unit.size].view(unit.shape)
                 bins = torch.addmm(start, directions, torch.from_numpy(unit), out=out).numpy()
                 np.copyto(index, bins, casting="unsafe")
+                if beyond_range:
+                    np.clip(index, 0, N_BINS + 1, out=index)
             elif width > 0:
                 beyond = self._directions @ unit - self._offset[:, None] - low
                 index[:] = np.clip(beyond / width, 0, N_BINS - 1) + 1

@@ -128,6 +128,16 @@ def _notices(manifest: Manifest, tables: dict[str, pa.Table]) -> list[str]:
         said.append(
             "This release has no pairs of a robust and a standard model: nothing is compared."
         )
+    rows = tables["models"].select(["kind", "threat_model"]).to_pylist()
+    threat_models = Counter(r["threat_model"] or "Linf" for r in rows if r["kind"] == "robust")
+    if len(threat_models) > 1:
+        own = schema.studied(threat_models)
+        others = ", ".join(f"{n} {t}" for t, n in sorted(threat_models.items()) if t != own)
+        said.append(
+            f"Figures and findings are of the {threat_models[own]} robust models against {own}; "
+            f"the others ({others}) are in the table of models. "
+            "`builder query NAME --param threat_model=...` asks of those."
+        )
     if models > DETAILED_MODELS:
         said.append(
             f"Layers, bases and filters are shown of {DETAILED_MODELS} of {models:,} models, "
