@@ -25,6 +25,10 @@ def project_file(name: str) -> Path:
     raise FileNotFoundError(f"{name} is missing from this installation of builder")
 
 
+PINS = "checkpoints.lock"
+"""Name of the file of pinned digests."""
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: $RFL_CACHE, else robust-filter-lens in the user's cache folder."""
     if own := os.environ.get("RFL_CACHE"):
@@ -37,7 +41,7 @@ def pins_file() -> Path:
     """The pinned digests of checkpoints: in a checkout under version control, else in the cache."""
     root = Path(__file__).resolve().parent.parent
     folder = root / "release" if (root / "pyproject.toml").exists() else cache_folder()
-    return folder / "checkpoints.lock"
+    return folder / PINS
 
 
 def write_atomic(path: Path, data: bytes) -> None:

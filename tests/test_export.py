@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tiny_release
 from tiny_release import LAYERS, MODELS, filters, write_tiny_release
+from typer.testing import CliRunner
 
 from builder import schema
+from builder.cli.main import app
 from builder.errors import UsageError
 from builder.release.export import croissant, export_weights
 from builder.release.reader import Release, open_release
@@ -125,6 +127,14 @@ def test_croissant_is_valid_and_its_records_are_the_rows(root: Path, release: Re
         assert set(filters_[0]) == expected
     finally:
         described.unlink()
+
+
+def test_croissant_goes_to_stdout_or_to_the_file_that_is_named(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "croissant.json"
+    shown = CliRunner().invoke(app, ["export", str(root), "--croissant"])
+    written = CliRunner().invoke(app, ["export", str(root), "--croissant", "-o", str(file)])
+    assert shown.exit_code == written.exit_code == 0 and written.stdout == ""
+    assert json.loads(shown.stdout) == json.loads(file.read_text())
 
 
 def test_croissant_on_the_hub_names_the_tag(release: Release) -> None:

@@ -18,12 +18,14 @@ from builder.building.options import Options
 from builder.building.run import build
 from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
+from builder.files import PINS, pins_file
 from builder.measure.own import measure_module, measure_state
 from builder.measure.recognise import digest, indexed, recognise, split, without_prefix
 from builder.measure.target import measure, measure_checkpoint
 from builder.metrics.layer import measure_layers
 from builder.network.extract import iter_layers
 from builder.network.trace import trace
+from builder.sources.digests import read_pins
 from robust_filter_lens import open_release
 
 
@@ -336,6 +338,18 @@ def test_a_loop_over_one_model_does_not_grow() -> None:
         measure_module(model)
     gc.collect()
     assert len(gc.get_objects()) - before < 50
+
+
+def test_measuring_an_address_pins_it_in_the_cache_and_not_in_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"conv.weight": torch.rand(4, 3, 3, 3)}, tmp_path / "w.pt")
+    monkeypatch.setenv("RFL_CACHE", str(tmp_path / "cache"))
+    with serve() as server:
+        server.files["/w.pt"] = (tmp_path / "w.pt").read_bytes()
+        measure_checkpoint(f"{server.url}/w.pt")
+        assert list(read_pins(tmp_path / "cache" / PINS)) == [f"{server.url}/w.pt"]
+        assert not pins_file().exists() or server.url not in pins_file().read_text()
 
 
 def test_measuring_in_python_prints_and_writes_nothing(tmp_path: Path) -> None:

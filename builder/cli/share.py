@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from builder.cli.app import (
     say,
 )
 from builder.errors import EXIT_FAILURE, UsageError
+from builder.files import write_atomic
 
 SHOWN = 10
 """Differences of one recorded file that are shown."""
@@ -128,14 +130,14 @@ def export(
         str | None, typer.Argument(help="The model; omit it with --croissant.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A .safetensors or .npz file to write.")
+        Path | None, typer.Option("--out", "-o", help="File to write: .safetensors or .npz.")
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="Module path of a layer; may be repeated.")
     ] = None,
     view: Annotated[str, typer.Option(help="View of the weights: trained or folded.")] = "trained",
     croissant: Annotated[
-        bool, typer.Option("--croissant", help="Croissant metadata of the release, on stdout.")
+        bool, typer.Option("--croissant", help="Croissant metadata, to stdout or to --out.")
     ] = False,
 ) -> None:
     """Export a model's filters for other tools, or Croissant metadata of the release.
@@ -148,7 +150,10 @@ def export(
 
     opened = open_release(release_address(release))
     if croissant:
-        print_json(exporting.croissant(opened))
+        if out is None:
+            print_json(exporting.croissant(opened))
+        else:
+            write_atomic(out, (json.dumps(exporting.croissant(opened), indent=1) + "\n").encode())
         return
     if model_id is None or out is None:
         raise UsageError("which model, and where to?", hint="builder export RELEASE MODEL -o FILE")

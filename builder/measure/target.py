@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from builder.cohort.registry import ModelSpec
 from builder.compare.measurement import Measurement
 from builder.errors import BuilderError, UsageError
-from builder.files import cache_folder, pins_file
+from builder.files import PINS, cache_folder
 from builder.measure.own import (
     Graph,
     graph_of,
@@ -100,7 +100,7 @@ def measure_checkpoint(
         spec,
         cache=cache_folder(),
         checkpoints=None,
-        pins=pins_file(),
+        pins=cache_folder() / PINS,  # not those of a checkout, which are under version control
         report=report or (lambda subject, what, done, total: None),
         by_hand=False,
     )
