@@ -243,16 +243,41 @@ def test_seeded_weights_are_announced_before_any_figure(tmp_path: Path) -> None:
     assert "Synthetic: the weights are seeded:3" in text
 
 
-def test_two_thousand_models_are_named_and_details_are_of_some(tmp_path: Path) -> None:
-    html = page.render(str(releases.write_many(tmp_path / "r", 2000)))
+@pytest.mark.parametrize("n", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_many_models_are_named_and_details_are_of_some(tmp_path: Path, n: int) -> None:
+    html = page.render(str(releases.write_many(tmp_path / "r", n)))
     data, parser = parsed(html)
-    assert data["tables"]["models"]["n"] == 2000
-    assert "of 300 of 2,000 models" in " ".join(parser.text.split())
+    assert data["tables"]["models"]["n"] == n
+    assert f"of 300 of {n:,} models" in " ".join(parser.text.split())
     ids = data["tables"]["layers"]["columns"]["model_id"]
     assert len(set(ids["index"])) == page.DETAILED_MODELS
     boxes = unfolded(data["tables"]["depth_boxes"])
-    assert {r["n_points"] for r in boxes if r["depth_bin"] == 0} == {1000}
+    assert {r["n_points"] for r in boxes if r["depth_bin"] == 0} == {n // 2}
     assert len(html) < 10e6
+
+
+def test_findings_of_ours_are_marked_and_the_paper_is_not_named_as_theirs(
+    world_page: tuple[dict[str, Any], Scripts],
+) -> None:
+    text = " ".join(world_page[1].text.split())
+    ours = [q for q in catalog.list_findings() if q.origin == "ours"]
+    assert {q.name[:2] for q in ours} >= {"25", "26", "27", "28"}
+    assert text.count("ours, not the paper's") == len(ours)
+    for query in catalog.list_findings():
+        label = "Claim" if query.origin == "ours" else "Paper"
+        assert f"{label}{query.finding}" in text, query.name
+
+
+def test_a_page_opens_with_findings_that_it_can_tell(
+    world_page: tuple[dict[str, Any], Scripts],
+) -> None:
+    _, parser = world_page
+    links = [a["href"] for tag, a in parser.tags if tag == "a" and a.get("href")]
+    leading = [link for link in links if link and link.startswith("#finding-")]
+    ids = {a.get("id") for tag, a in parser.tags if tag == "article"}
+    assert 0 < len(leading) <= 4 and {link[1:] for link in leading} <= ids
+    verdicts = {a.get("id"): a.get("data-verdict") for tag, a in parser.tags if tag == "article"}
+    assert all(verdicts[link[1:]] != "not applicable" for link in leading)
 
 
 def test_the_reference_page_shows_what_was_published(reference: Path) -> None:
@@ -268,6 +293,11 @@ def test_the_reference_page_shows_what_was_published(reference: Path) -> None:
     boxes = data["tables"]["depth_published"]["n"]
     assert boxes == 2 * (11 + 11 + 10) * 3
     assert "cifar10 -0.2743 (49 models; published -0.2743)" in text
+    assert (
+        "Published values: the mean variance entropy of robust models lies above that of standard "
+        "ones in 10 of 11 depth bins" in text
+    )
+    assert data["tables"]["pca_published"]["n"] == 0, "published values laid over themselves"
     trained = [a for tag, a in parser.tags if tag == "input" and a.get("value") == "trained"]
     assert "disabled" in trained[0]
     assert len(html) < 5e6

@@ -303,6 +303,7 @@ def test_a_page_fits_a_phone(visit: Any, name: str) -> None:
 
 def test_the_page_is_dark_where_the_reader_prefers_it(visit: Any) -> None:
     opened = visit("world", color_scheme="dark")
+    opened.page.locator("#depth-sparsity-cifar10").scroll_into_view_if_needed()
     opened.page.wait_for_selector("#depth-sparsity-cifar10 svg")
     ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(22, 23, 26)"

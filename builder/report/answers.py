@@ -9,10 +9,11 @@ from typing import Any
 import duckdb
 
 from builder.hub import Place
+from builder.release.manifest import Manifest
+from builder.release.views import explained
 from builder.sql import catalog
 from builder.sql.console import console_link
-from builder.sql.findings import examine
-from builder.sql.run import run_query
+from builder.sql.findings import examine_one
 
 
 def _exact(value: Any) -> Any:
@@ -25,33 +26,27 @@ def _exact(value: Any) -> Any:
 
 
 def answered(
-    con: duckdb.DuckDBPyConnection,
-    release: str,
-    place: Place | None,
-    *,
-    memory_limit: str | None = None,
-    threads: int | None = None,
+    con: duckdb.DuckDBPyConnection, manifest: Manifest, place: Place | None
 ) -> list[dict[str, Any]]:
     """The findings in order: the fields of `Finding`, and `sql`, `note`, `columns`, `rows`, `link`.
 
     Args:
-        con: with the views of the release.
-        release: its address.
+        con: with the views of the release. manifest: of the release.
         place: where it is on the Hub, at a tag; None where it is not.
-        memory_limit, threads: of DuckDB.
     """
     found = []
-    verdicts = {f.query: f for f in examine(release, memory_limit=memory_limit, threads=threads)}
     for query in catalog.list_findings():
-        answer = run_query(con, query)
-        rows = [[_exact(v) for v in row.values()] for row in answer.rows()]
+        with explained(query.name):
+            finding = examine_one(con, manifest, query)
+            answer = con.sql("from answer").to_arrow_table()
+        rows = [[_exact(v) for v in row.values()] for row in answer.to_pylist()]
         found.append(
             {
-                **asdict(verdicts[query.name]),
+                **asdict(finding),
                 "source": query.paper,
                 "note": query.note,
                 "sql": query.sql.strip(),
-                "columns": answer.schema.names,
+                "columns": answer.column_names,
                 "rows": rows,
                 "link": console_link(query, place) if place else None,
             }

@@ -200,7 +200,7 @@ def render(
         tables["model_values"] = con.sql("from model_values").to_arrow_table()
         answer = run_query(con, catalog.load("divergence_by_depth"))
         tables["divergence"] = pa.Table.from_batches(answer.batches, answer.schema)
-        found = answered(con, address, place, memory_limit=memory_limit, threads=threads)
+        found = answered(con, release.manifest, place)
     if release.manifest["weights"] == "published":  # nothing to be laid over itself
         tables["pca_published"] = tables["pca_published"].slice(0, 0)
     if overlay is not None:

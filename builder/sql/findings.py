@@ -125,9 +125,10 @@ def _judge(
     return (HOLDS if good else FAILS), "; ".join(said)
 
 
-def _examine(
+def examine_one(
     con: duckdb.DuckDBPyConnection, manifest: Mapping[str, Any], asked: catalog.Query
 ) -> Finding:
+    """One finding on the views of a release; its rows stay in the temporary table `answer`."""
     path = project_file("queries") / "claims" / f"{asked.name}.sql"
     sql = path.read_text(encoding="utf-8")
     claim = dict(catalog.header(sql))
@@ -140,8 +141,8 @@ def _examine(
         ).fetchone()
         assert counted is not None
         values, within = counted
-    row = con.execute(f"select shows, holds from ({sql})").fetchone()
-    shows, direction = row if row is not None else (None, None)
+    claimed = con.execute(f"select shows, holds from ({sql})").fetchall()
+    shows, direction = claimed[0] if claimed else (None, None)
     verdict, basis = _judge(manifest, claim, direction, values, within)
     return Finding(
         query=asked.name,
@@ -162,25 +163,24 @@ def examine(
     *,
     audits: bool = False,
     memory_limit: str | None = None,
-    threads: int | None = None,
 ) -> list[Finding]:
     """Every finding on a release, in the order of the queries.
 
     Args:
         release: folder or Hub address.
         audits: also those that read every filter.
-        memory_limit, threads: as in `views.open_views`.
+        memory_limit: as in `views.open_views`.
 
     Raises:
         UsageError: no release there.
         BuilderError: a query or claim of the project does not run.
     """
     opened = open_release(hub.release_address(release))
-    with open_views(opened, memory_limit=memory_limit, threads=threads) as con:
+    with open_views(opened, memory_limit=memory_limit) as con:
         found = []
         for asked in catalog.list_findings() + (catalog.list_claimed_audits() if audits else []):
             try:
-                found.append(_examine(con, opened.manifest, asked))
+                found.append(examine_one(con, opened.manifest, asked))
             except duckdb.Error as e:
                 raise BuilderError(f"{asked.name}: {e}") from None
         return found
