@@ -109,7 +109,10 @@ def _plain(text: str) -> str:
 TOPICS = {
     "Use it": ("reading", "queries", "measuring", "learning", "commands"),
     "Understand it": ("metrics", "folding", "first-layer", "tables"),
-    "Build it": ("models", "robustbench", "full-scale", "executors", "troubleshooting"),
+    "Build it": (
+        *("models", "robustbench", "full-scale", "performance"),
+        *("executors", "troubleshooting"),
+    ),
     "Develop it": ("architecture", "releasing"),
     "More": (),
 }

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from builder.bench.build import bare_writer, plain_write
 from builder.bench.page import _plot, _table
 from builder.bench.read import bench_read, stored_filters
-from builder.bench.scale import Cost, Took, ask, parts
+from builder.bench.scale import Took, ask, parts
 from builder.sql.catalog import list_queries
 
 
@@ -39,7 +39,7 @@ def test_the_parts_of_the_cohort_have_about_the_size_asked_for() -> None:
 
 def test_tables_have_their_columns_and_the_plot_is_svg() -> None:
     assert _table(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-    costs = {"build": Cost(2, 3, 4)}
+    costs = {"build": Took(2, 3)}
     at = [
         {"n_filters": n, "bare_writer": Took(n / 1e6, n / 1e6), "costs": costs} for n in (1e6, 1e7)
     ]

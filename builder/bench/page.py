@@ -123,10 +123,10 @@ def _page(
         "\n## Cores and jobs\n",
         "The same models on one core and on all, `--jobs` models at a time.\n",
         _table(
-            ("cores", "jobs", "s", "core s", "memory"),
+            ("cores", "jobs", "s", "core s"),
             [
                 (row["cores"], row["jobs"], f"{row['cost'].wall_s:.1f}",
-                 f"{row['cost'].cpu_s:.1f}", f"{row['cost'].peak / 1e9:.2f} GB")
+                 f"{row['cost'].cpu_s:.1f}")
                 for row in jobs
             ],
         ),
@@ -146,15 +146,14 @@ def _sizes(at: list[dict[str, Any]]) -> str:
     rows: list[tuple[str, ...]] = []
     for part in at:
         bare, filters = part["bare_writer"], f"{part['n_filters']:,} ({part['models']})"
-        rows.append((filters, "bare writer", _s(bare), _s(bare, cpu=True), "1", "1", ""))
+        rows.append((filters, "bare writer", _s(bare), _s(bare, cpu=True), "1", "1"))
         plain = part["plain_write"]
-        rows.append(("", "plain write", _s(plain), "", f"{plain.wall_s / bare.wall_s:.2f}", "", ""))
+        rows.append(("", "plain write", _s(plain), "", f"{plain.wall_s / bare.wall_s:.2f}", ""))
         for name, cost in part["costs"].items():
             of_bare = (cost.wall_s / bare.wall_s, cost.cpu_s / bare.cpu_s)
-            memory = f"{cost.peak / 1e9:.2f} GB"
             ratios = [f"{ratio:.2f}" for ratio in of_bare]
-            rows.append(("", f"`{name}`", _s(cost), _s(cost, cpu=True), *ratios, memory))
-    names = ("filters (models)", "", "s", "core s", "of the bare writer, s", "core s", "memory")
+            rows.append(("", f"`{name}`", _s(cost), _s(cost, cpu=True), *ratios))
+    names = ("filters (models)", "", "s", "core s", "of the bare writer, s", "core s")
     return _table(names, rows)
 
 

@@ -1,19 +1,16 @@
 """Builds, checks and questions at several sizes, and builds on more cores and with more jobs.
 
 Every size is a part of the paper's cohort with seeded weights. Builds and checks run in processes
-of their own, so that their memory is theirs alone.
+of their own, start included, as a command would.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +35,6 @@ JOBS_SIZE = 5_000_000
 """Filters of the builds that differ in cores and jobs."""
 
 
-@dataclass(frozen=True)
-class Cost(Took):
-    """What a process took, with its largest resident memory in bytes."""
-
-    peak: int
-
-
 def parts(sizes: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
     """Models of the paper's cohort whose filters add up to each size, or to little more."""
     planned = make_plan(load_cohort("paper"), silent).models
@@ -67,19 +57,17 @@ def in_child(work: Callable[..., Any], *args: object) -> Any:
         return pool.submit(work, *args).result()
 
 
-def cost_of(work: Callable[..., object], *args: object) -> Cost:
-    """The cost of a function of a module, called in a process of its own."""
-    cost: Cost = in_child(_cost, work, args)
+def cost_of(work: Callable[..., object], *args: object) -> Took:
+    """What a function of a module takes in a process of its own, imports included."""
+    cost: Took = in_child(_cost, work, args)
     return cost
 
 
-def _cost(work: Callable[..., object], args: tuple[object, ...]) -> Cost:
+def _cost(work: Callable[..., object], args: tuple[object, ...]) -> Took:
     started = time.perf_counter()
     work(*args)
     wall = time.perf_counter() - started
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
+    return Took(wall, time.process_time())
 
 
 def build_part(models: tuple[str, ...], out: Path, cores: int, jobs: int) -> None:
