@@ -116,6 +116,22 @@ class Looks(Net):
         assert torch.isfinite(x).all().item()
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x)
+class Moves(Net):
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.zeros(3, 1, 1).cuda()
+        self.cuda()
+    def forward(self, x): return super().forward(x - self.mean)
+class Thresholds(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(0.5))
+    def forward(self, x): return super().forward(x if self.threshold == 0 else x * 2)
+class Fills(Net):
+    def forward(self, x):
+        both = torch.empty(2, *x.shape, device=x.device)
+        both[1] = x
+        return super().forward(both[1])
 class Computes(Net):
     def __init__(self): super().__init__(int(torch.arange(5).max()))
 def exits(): sys.exit("no licence")
@@ -136,7 +152,7 @@ BAD = {
     "wide": "layer conv of nets_of_plan:wide has 40,000 channels; expected at most 32,767",
     "missing": "unknown name in nets_of_plan 'missing'",
 }
-GOOD = ("Net", "Handles", "Looks", "Computes", "scripted")
+GOOD = ("Net", "Handles", "Looks", "Moves", "Thresholds", "Fills", "Computes", "scripted")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -191,6 +192,14 @@ def test_a_checkout_without_a_model_or_without_git_is_one_message(tmp_path: Path
         read_checkout(folder, [("cifar10", "Linf", "New2030")], {})
     with pytest.raises(UsageError, match="no facts about 206 models of the installed robustbench"):
         make_cohort({}, lambda *progress: None)
+
+
+def test_another_cohort_is_made_by_no_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "builder", "cohort", "paper"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "'paper' is no cohort that a command makes; expected robustbench." in done.stderr
 
 
 @pytest.mark.parametrize(
