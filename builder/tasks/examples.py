@@ -43,7 +43,7 @@ TASKS = {
         ),
         Task(
             "autoattack_acc",
-            "Which accuracy has this robust model under AutoAttack, in percent?",
+            "Which accuracy has this robust model (Linf) under AutoAttack, in percent?",
             _LAYER[:1],
             100,
         ),
@@ -71,7 +71,9 @@ def examples(release: Release, task: Task, split: str) -> dict[Key, float]:
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}; expected {', '.join(SPLITS)}.")
     models = release.table(
-        "models", columns=["model_id", "robust", "autoattack_acc"], where=[("split", "=", split)]
+        "models",
+        columns=["model_id", "robust", "threat_model", "autoattack_acc"],
+        where=[("split", "=", split)],
     ).to_pylist()
     found: dict[Key, float] = {}
     if task.keys == _LAYER:
@@ -88,7 +90,12 @@ def examples(release: Release, task: Task, split: str) -> dict[Key, float]:
                 found[model_id, str(layer["layer_index"])] = float(answer)
     else:
         # Of robust models: all standard ones have about none, and to tell the two is another task.
-        accuracies = {m["model_id"]: m["autoattack_acc"] for m in models if m["robust"]}
+        # Of Linf alone: accuracies under other threats are no numbers of the same kind.
+        accuracies = {
+            m["model_id"]: m["autoattack_acc"]
+            for m in models
+            if m["robust"] and m["threat_model"] == "Linf"
+        }
         found = {(m,): float(a) for m, a in sorted(accuracies.items()) if a is not None}
     if not found:
         raise UsageError(f"{release.address} has no example of the task {task.name} in {split}.")
