@@ -110,6 +110,7 @@ def _rows(name: str, models: tuple[Tiny, ...]) -> list[dict[str, Any]]:
             "source_url": "embedded:synthetic",
             "paper_url": f"https://example.org/{m.network}",
             "title": f"Synthetic {m.network}",
+            "filters_hash": f"synthetic {m.model_id}",
             "same_filters_as": None,
             "n_layers": len(LAYERS),
             "n_filters": sum(o * i for _, o, i in LAYERS),
