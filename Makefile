@@ -10,7 +10,7 @@ build: .venv/.installed  ## The embedded default: build out/mini from real weigh
 	$(BIN)/builder report out/mini -o out/mini.html
 
 test: .venv/.dev  ## The fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu and not spark"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not spark"
 
 test-all: .venv/.scale  ## Every test this machine can run
 	$(BIN)/python -m pytest
@@ -48,7 +48,7 @@ pictures: build .venv/.dev  ## Draw the pictures of README and docs/ anew; needs
 	$(BIN)/python docs/screenshot.py
 
 .venv/.scale: .venv/.dev
-	$(PIP) install -q -c requirements.lock -e '.[spark]'
+	$(PIP) install -q -c requirements.lock -e '.[ray,spark]'
 	touch $@
 
 clean:  ## Remove the environment and what was built in out/

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_FAILURE = 1  # findings, failed checks, an incomplete build
 EXIT_USAGE = 2  # bad arguments, bad input files
@@ -22,6 +24,18 @@ class BuilderError(Exception):
         super().__init__(message)
         self.hint = hint
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From a worker in another process, whatever a subclass takes to be made.
+        return _as_it_was, (type(self), self.args, vars(self))
+
+
+def _as_it_was(
+    kind: type[BuilderError], args: tuple[Any, ...], state: dict[str, Any]
+) -> BuilderError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
 
 
 class UsageError(BuilderError):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 
@@ -50,11 +51,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def temporary(path: Path) -> Path:
+    """A name beside `path` until the file is whole; no other writer of it has the same."""
+    return path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write piece by piece: under its name at the end, or gone after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.tmp")
+    tmp = temporary(path)
     try:
         with tmp.open("wb") as f:
             yield f

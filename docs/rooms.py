@@ -30,6 +30,7 @@ GROUND: dict[str, tuple[str, ...]] = {
     "csvfile": ("errors",),
     "tables": (),
     "secrets": (),
+    "workers": ("errors", "progress"),
     "hub": ("errors", "schema", "secrets"),
 }
 """Modules at the top of builder/ and what they import of each other."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from builder.cohort.registry import ModelSpec, load_cohort
 from builder.errors import BuilderError, NetworkError, UsageError
-from builder.sources import digests
+from builder.sources import digests, hosts
 from builder.sources import fetch as sources
 
 State = dict[str, Tensor]
@@ -774,7 +774,7 @@ def test_a_host_without_an_address_was_asked_again_and_again_for_every_model(
 
     monkeypatch.setattr(socket, "getaddrinfo", counted)
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
-    resolves = sources.resolver()
+    resolves = hosts.Resolves()
     for checkpoint in ("http://a.invalid/x.pt", "http://a.invalid/y.pt", "timm:a", "hf://o/r/b"):
         with pytest.raises(NetworkError, match="does not resolve") as error:
             sources.fetch(

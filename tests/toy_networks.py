@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -67,3 +70,14 @@ class OneLogit(Toy):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[:, :1]
+
+
+def lasting() -> Toy:
+    """A network that is made slowly; the file $RFL_LASTING says which process makes one when."""
+    log = Path(os.environ["RFL_LASTING"])
+    with log.open("a") as f:
+        f.write(f"{os.getpid()} begins\n")
+    time.sleep(1)
+    with log.open("a") as f:
+        f.write(f"{os.getpid()} ends\n")
+    return Toy(16)

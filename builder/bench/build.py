@@ -25,6 +25,7 @@ from builder.network.device import resolve_device
 from builder.network.plan import make_plan
 from builder.progress import silent
 from builder.release.write import FILTER_SETTINGS, ROWS_PER_GROUP
+from builder.sources.hosts import Resolves
 
 LARGE = "cifar10-robust-Gowal2020Uncovering_70_16"
 """A WideResNet-70-16: 29,560,880 filters."""
@@ -69,7 +70,11 @@ def bench_build(model: str = LARGE, device: str = "auto", seed: int = 0) -> dict
     options = Options(weights=f"seeded:{seed}", first_layer=False)
     with tempfile.TemporaryDirectory() as folder:
         root, on = Path(folder), resolve_device(device)
-        build = timed(lambda: build_model(Workspace(root), planned, options, on, silent))
+        workspace = Workspace(root)
+        workspace.begin({}, fresh=True)
+        build = timed(
+            lambda: build_model(workspace, planned, options, on, Resolves(), silent)
+        )
         memory = peak_memory()
         path = root / schema.filters_path(planned.spec.dataset, planned.spec.model_id)
         bare = bare_writer(path, root / "bare.parquet")

@@ -26,6 +26,7 @@ from builder.release.write import table_from_rows, write_table
 
 if TYPE_CHECKING:
     from builder.progress import Report
+    from builder.workers import Workers
 
 TOOLS = ("torch", "numpy", "pyarrow", "robustbench", "timm")
 
@@ -37,6 +38,7 @@ def finish(
     planned: Sequence[PlannedModel],
     entries: Sequence[dict[str, Any]],
     jobs: int,
+    workers: Workers,
     report: Report,
 ) -> list[str]:
     """Write everything but the filters, the manifest last; return the problems found.
@@ -45,7 +47,8 @@ def finish(
         workspace: the build folder, every filter file in place.
         identity: what the build is made of, see `build.identity`.
         cohort: the selected models, in the order of `planned` and `entries`.
-        jobs: models at a time.
+        jobs: models at a time in this process.
+        workers: who reads the filters again.
     """
     root, weights = workspace.root, identity["weights"]
     files: dict[str, FileFacts] = {r["path"]: r["file"] for r in entries}
@@ -65,7 +68,7 @@ def finish(
     first_layer = [row for entry in entries for row in entry["first_layer"]]
     write("first_layer", table_from_rows(schema.FIRST_LAYER, first_layer))
     write("paper", paper_table())
-    write("histograms", histograms(workspace, planned, entries, bases, jobs, report))
+    write("histograms", histograms(workspace, planned, entries, bases, jobs, workers, report))
     sampled = sample.table(e["sample"] for e in sorted(entries, key=lambda e: str(e["path"])))
     files[schema.SAMPLE] = write_table(root / schema.SAMPLE, schema.FILTERS, sampled, weights)
 

@@ -24,6 +24,7 @@ from builder.metrics import longest
 from builder.metrics.histograms import Projector, histogram_table
 from builder.network.plan import PlannedModel
 from builder.progress import Report
+from builder.workers import Workers
 
 
 def histograms(
@@ -32,6 +33,7 @@ def histograms(
     entries: Sequence[dict[str, Any]],
     bases: Sequence[dict[str, Any]],
     jobs: int,
+    workers: Workers,
     report: Report,
 ) -> pa.Table:
     """Histograms of every model on the basis `full`, see metrics/histograms.py.
@@ -40,7 +42,8 @@ def histograms(
         workspace: the build folder, every filter file in place.
         planned, entries: the models and their entries in the journal.
         bases: rows of `pca`.
-        jobs: models at a time, as elsewhere in a build.
+        jobs: models at a time in this process, as elsewhere in a build.
+        workers: who reads the filters.
     """
     full = [row for row in bases if row["basis"] == "full" and row["weights"] == "folded"]
     directions = np.array([row["direction"] for row in full])
@@ -62,19 +65,22 @@ def histograms(
     above: dict[int, float] = {}
     tables = []
     # A model that is built keeps two threads busy, one that is counted here one.
-    with ThreadPoolExecutor(2 * jobs, "histograms") as pool:
+    threads = workers.threads(2 * jobs, len(planned))
+    with ThreadPoolExecutor(threads, "histograms") as pool:
 
         def extent(i: int) -> tuple[float, float]:
             if above[i] <= projectors[i].reach(low, high):
                 return low, high
-            return projectors[i].extent(low, high)  # beyond that of the models so far
+            found: tuple[float, float] = workers.call(_extent, projectors[i], low, high)
+            return found  # beyond that of the models so far
 
         def counts(i: int) -> NDArray[np.int64]:
             model_id = planned[i].spec.model_id
             made_of = _digest(entries[i], full, low, high)
             if (kept := workspace.kept_histograms(model_id, made_of)) is not None:
                 return np.array(kept, np.int64)
-            found = projectors[i].counts(low, high, beyond_range=i not in above)
+            beyond = i not in above
+            found: NDArray[np.int64] = workers.call(_counts, projectors[i], low, high, beyond)
             if not stop.is_set():
                 workspace.keep_histograms(model_id, made_of, found.tolist())
             return found
@@ -98,6 +104,19 @@ def histograms(
             stop.set()
             raise
     return pa.concat_tables(tables).unify_dictionaries()
+
+
+def _extent(projector: Projector, low: float, high: float, _: Report) -> tuple[float, float]:
+    return projector.extent(low, high)
+
+
+def _counts(
+    projector: Projector, low: float, high: float, beyond_range: bool, _: Report
+) -> NDArray[np.int64]:
+    import torch
+
+    torch.set_num_threads(1)  # as in build_model
+    return projector.counts(low, high, beyond_range=beyond_range)
 
 
 def _digest(entry: dict[str, Any], basis: Sequence[dict[str, Any]], low: float, high: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,7 @@ from builder.errors import UsageError
 from builder.metrics.layer import METRICS_VERSION, measure_layer
 from builder.metrics.longest import Longest
 from builder.network.extract import iter_layers
-from builder.network.plan import PlannedModel, construct_on_meta, layer_graph
+from builder.network.plan import COEFFICIENT_BYTES, PlannedModel, construct_on_meta, layer_graph
 from builder.progress import Report
 from builder.release import sample
 from builder.release.manifest import tools
@@ -22,6 +23,7 @@ from builder.release.write import filter_writer
 from builder.sources import fetch as sources
 from builder.sources.hosts import Resolves
 from builder.sources.seeded import SeededState
+from builder.workers import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,16 +32,36 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_BASE = 1 << 30
+"""Bytes of memory of a process with torch, and of the row groups that it encodes."""
+_COPIES = 12
+"""How often the largest layer is in memory: two views, sums in float64, rows to be encoded."""
+
 
 def build_model(
     workspace: Workspace,
     p: PlannedModel,
     options: Options,
     device: str,
+    resolves: Resolves,
     report: Report,
-    resolves: Resolves | None = None,
 ) -> None:
-    """Fetch, extract, measure, write and journal one model."""
+    """Fetch, extract, measure, write and journal one model; torch is left with one thread.
+
+    Raises:
+        UsageError: the folder is not that of a build; on another machine it may be another one.
+        BuilderError: whatever is wrong with the model.
+    """
+    import torch
+
+    # One thread measures while another encodes, so sums do not depend on the number of cores;
+    # more cores take more models at once.
+    torch.set_num_threads(1)
+    if not workspace.begun:
+        raise UsageError(
+            f"{workspace.root} is not the folder of this build on {platform.node()}.",
+            hint="--out must be a folder that every machine sees under the same path.",
+        )
     spec = p.spec
     workspace.forget(spec.model_id)
     meta = construct_on_meta(spec)
@@ -119,6 +141,12 @@ def build_model(
     )
     if fetched is not None and options.discard_checkpoints:
         sources.discard(fetched)
+
+
+def needs(p: PlannedModel, device: str) -> Needs:
+    """What `build_model` takes: a core to measure and one to encode, memory as the plan has it."""
+    largest = max(conv.n_filters for conv in p.layers) * COEFFICIENT_BYTES
+    return Needs(2, _BASE + 4 * p.n_params + _COPIES * largest, int(device == "cuda"))
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

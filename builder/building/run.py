@@ -11,7 +11,7 @@ from typing import Any
 
 from builder import schema
 from builder.building import finish
-from builder.building.model import build_model
+from builder.building.model import build_model, needs
 from builder.building.options import Options
 from builder.building.workspace import Workspace, open_workspace
 from builder.cohort.registry import Cohort, ModelSpec
@@ -24,7 +24,8 @@ from builder.progress import WHOLE, Report
 from builder.release.manifest import Manifest, read_manifest
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
-from builder.sources.hosts import resolver
+from builder.sources.hosts import Resolves
+from builder.workers import Cluster, Here, Workers
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,16 @@ def identity(cohort: Cohort, options: Options) -> dict[str, Any]:
     }
 
 
-def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcome:
+def build(
+    cohort: Cohort, out: Path, options: Options, report: Report, cluster: Cluster | None = None
+) -> Outcome:
     """Build a release of `cohort` in `out`, resuming what an earlier run left there.
 
     A model that fails (a checkpoint that is missing, wrong or refused) does not stop the others;
     the release is completed only when none failed.
+
+    Args:
+        cluster: machines that do the work and see `out` under the same path; default this process.
 
     Raises:
         UsageError: a wrong option, or a folder that holds something else.
@@ -64,11 +70,10 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
     """
     import torch
 
-    device = resolve_device(options.device)
+    device = cluster.device(options.device) if cluster else resolve_device(options.device)
+    workers = cluster or Here()
     selected = cohort.select(options.models)
-    # One thread measures while another encodes, so sums do not depend on the number of cores;
-    # more cores take more models at once.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in build_model
     try:
         made_of = identity(cohort, options)
         with prints_to_stderr(), open_workspace(out, made_of, options.fresh) as workspace:
@@ -83,13 +88,17 @@ def build(cohort: Cohort, out: Path, options: Options, report: Report) -> Outcom
             ):
                 return Outcome(len(selected.models), plan.failures, [])  # what is there stays
             workspace.begin(made_of, options.fresh)
-            failures = plan.failures | _build_models(workspace, planned, options, device, report)
+            failures = plan.failures | _build_models(
+                workspace, planned, options, device, workers, report
+            )
             unmeasured = _unmeasured(workspace, planned)
             if failures:
                 return Outcome(len(selected.models), failures, [], unmeasured)
             entries = [_entry(workspace, p) for p in planned]
             jobs = max(1, options.jobs)
-            problems = finish.finish(workspace, made_of, selected, planned, entries, jobs, report)
+            problems = finish.finish(
+                workspace, made_of, selected, planned, entries, jobs, workers, report
+            )
             return Outcome(len(planned), {}, problems, unmeasured)
     except OSError as e:
         raise _disk_error(e, out) from e
@@ -173,12 +182,13 @@ def _build_models(
     planned: list[PlannedModel],
     options: Options,
     device: str,
+    workers: Workers,
     report: Report,
 ) -> dict[str, BuilderError]:
     """Build every model that is not finished; reasons of those that failed."""
     failures: dict[str, BuilderError] = {}
     stop = threading.Event()
-    resolves = resolver()
+    resolves = Resolves()
 
     def report_or_stop(subject: str, what: str, done: int, total: int | None) -> None:
         if stop.is_set():
@@ -194,7 +204,12 @@ def _build_models(
             report(model_id, "already there", position, len(planned))
             return
         try:
-            build_model(workspace, p, options, device, report_or_stop, resolves)
+            workers.call(
+                build_model,
+                *(workspace, p, options, device, resolves),
+                needs=needs(p, device),
+                report=report_or_stop,
+            )
         except _Stopped:
             return
         except BuilderError as e:
@@ -204,7 +219,8 @@ def _build_models(
         report(model_id, "done", position, len(planned))
 
     report(WHOLE, "models", 0, len(planned))
-    with ThreadPoolExecutor(max(1, options.jobs), thread_name_prefix="model") as pool:
+    threads = workers.threads(max(1, options.jobs), len(planned))
+    with ThreadPoolExecutor(threads, thread_name_prefix="model") as pool:
         try:
             futures = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

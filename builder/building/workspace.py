@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ OWN = ("data", "queries", "README.md")
 IDENTITY = ".build/identity.json"
 JOURNAL = 2
 """Format of the journal's entries; those of another one are made anew."""
-_NOT_BEGUN = {".build", ".build/lock", ".build/.identity.json.tmp"}
+_NOT_BEGUN = (".build", ".build/lock", ".build/.identity.json.*tmp")
 """All that a build leaves that was killed before it wrote its identity."""
 
 
@@ -38,6 +39,11 @@ class Workspace:
         self.root = root
         self._journal = root / ".build" / "models"
         self._histograms = root / ".build" / "histograms"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a build is under way here, as a worker on another machine should find it."""
+        return (self.root / IDENTITY).exists()
 
     def begin(self, identity: dict[str, Any], fresh: bool) -> None:
         """Make the folder this build's: go on with what is finished, or delete it if `fresh`.
@@ -54,7 +60,8 @@ class Workspace:
             for name in OWN:
                 _remove(self.root / name)
         for name in (*OWN, MANIFEST, ".build"):
-            _remove(self.root / f".{name}.tmp")
+            for leftover in self.root.glob(f".{name}.*tmp"):
+                leftover.unlink()
             for leftover in (self.root / name).rglob(".*.tmp"):
                 leftover.unlink()
 
@@ -122,7 +129,7 @@ def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterato
             yield None
             return
         try:
-            yield Workspace(root)
+            yield Workspace(root.absolute())
         finally:
             if (root / MANIFEST).exists() or not (root / IDENTITY).exists():  # finished, not begun
                 shutil.rmtree(root / ".build")
@@ -165,7 +172,8 @@ def _is_complete(root: Path, identity: dict[str, Any], fresh: bool) -> bool:
             reason = f": {e}"
     found = released or _begun(root, identity)
     if found is None:
-        if any(p.relative_to(root).as_posix() not in _NOT_BEGUN for p in root.rglob("*")):
+        names = (p.relative_to(root).as_posix() for p in root.rglob("*"))
+        if not all(any(fnmatchcase(name, known) for known in _NOT_BEGUN) for name in names):
             raise UsageError(
                 f"{root} is not empty and holds no build{reason}",
                 hint="choose an empty or new --out.",

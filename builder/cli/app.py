@@ -7,8 +7,10 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -17,6 +19,9 @@ import builder
 from builder import __version__, progress
 from builder.errors import EXIT_INTERRUPTED, EXIT_OK, BuilderError, UsageError
 from builder.tables import write_rows
+
+if TYPE_CHECKING:
+    from builder.workers import Cluster
 
 PANELS = ("Make", "Measure your own", "Check", "Ask", "Look", "Share", "Benchmarks")
 MAKE, OWN, CHECK, ASK, LOOK, SHARE, BENCHMARKS = PANELS
@@ -118,8 +123,31 @@ Release = Annotated[
 ]
 Address = Annotated[str, typer.Argument(help="A folder, or hf://datasets/org/name@tag.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Executor = Annotated[
+    str, typer.Option("--executor", help="local, or ray: the machines of a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", help="host:6379 or auto; default $RAY_ADDRESS, or this machine."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+@contextmanager
+def workers(executor: str, address: str | None) -> Iterator[Cluster | None]:
+    """The cluster of --executor ray; None for this process."""
+    from builder.workers import ray_cluster
+
+    if executor not in ("local", "ray"):
+        raise UsageError(f"--executor {executor}: expected local or ray.")
+    if executor == "local":
+        if address is not None:
+            raise UsageError("--ray-address is for --executor ray.")
+        yield None
+        return
+    with ray_cluster(address) as cluster:
+        yield cluster
 
 
 def print_json(value: Any) -> None:

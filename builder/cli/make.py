@@ -16,14 +16,17 @@ from builder.cli.app import (
     MAKE,
     CohortOption,
     Device,
+    Executor,
     Json,
     Models,
     Quiet,
+    RayAddress,
     app,
     debugging,
     print_json,
     print_table,
     say,
+    workers,
 )
 from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError, UsageError
 
@@ -142,6 +145,8 @@ def build(
         bool, typer.Option("--fresh/--resume", help="Start over, or go on from what is there.")
     ] = False,
     version: Annotated[str, typer.Option(help="Version of the data set, X.Y.Z.")] = "0.1.0",
+    executor: Executor = "local",
+    ray_address: RayAddress = None,
     quiet: Quiet = False,
 ) -> None:
     """Build a release: extract every 3x3 filter of a cohort and measure it.
@@ -166,8 +171,8 @@ def build(
         checkpoints=checkpoints,
         discard_checkpoints=discard_checkpoints,
     )
-    with progress.show(quiet) as report:
-        outcome = build(chosen, root, options, report)
+    with workers(executor, ray_address) as cluster, progress.show(quiet) as report:
+        outcome = build(chosen, root, options, report, cluster)
     _say_failures(outcome.failures, debugging(ctx))
     for why, names in _shared(outcome.unmeasured).items():
         say(f"first layer not measured: {', '.join(names)}: {why}")

@@ -57,6 +57,10 @@ class Projector:
         self._offset = directions @ mean
         self._layers = {row["layer_index"]: row for row in layers}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For a worker on another machine, which is stopped as a whole.
+        return _of_state, ({**vars(self), "_stop": None},)
+
     def _parts(self) -> Iterator[list[NDArray[Any]]]:
         """The columns `COLUMNS` of filters of one layer at a time, so many at most."""
         with open_parquet(self._path) as file:
@@ -161,6 +165,12 @@ class Projector:
         total[..., 1] += total[..., 0]
         total[..., -2] += total[..., -1]
         return total[..., 1:-1].copy()
+
+
+def _of_state(state: dict[str, Any]) -> Projector:
+    projector = object.__new__(Projector)
+    vars(projector).update(state, _stop=threading.Event())
+    return projector
 
 
 def _by_layer(columns: list[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder import schema
+from builder.files import temporary
 from builder.release import content, sample
 from builder.release.manifest import FileFacts
 
@@ -110,7 +111,7 @@ class _HashingFile:
 def _replacing(path: Path) -> Iterator[_HashingFile]:
     """A file under a temporary name; flushed to disk and renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.tmp")
+    tmp = temporary(path)
     sink = None
     try:
         with tmp.open("wb") as file:

@@ -19,7 +19,7 @@ from builder.sources.addresses import Address, Remote, local_file, resolve, spli
 from builder.sources.checkpoint import read_checkpoint
 from builder.sources.constructors import construct, instantiate
 from builder.sources.download import download, storage_errors
-from builder.sources.hosts import NoHost, Resolves, resolver
+from builder.sources.hosts import NoHost, Resolves
 from builder.sources.packing import SUFFIXES, Names
 from builder.sources.state import FittedState, fit_state
 from builder.sources.watch import watch
@@ -36,7 +36,6 @@ __all__ = [
     "fetch",
     "instantiate",
     "load_state",
-    "resolver",
 ]
 
 
@@ -96,7 +95,7 @@ def fetch(
             first use and enforced ever after.
         report: told the model, the file's name, the bytes there and the bytes expected; what it
             raises ends the call at once, whatever a server or another process keeps it waiting for.
-        resolves: from `resolver()`, shared by the models of a build.
+        resolves: from `Resolves()`, shared by the models of a build.
         by_hand: whether the user can name a folder `checkpoints`, and is told so.
 
     Raises:
@@ -105,7 +104,7 @@ def fetch(
         BuilderError: a file that is not what was pinned, or is no checkpoint.
     """
     _, inside = split_inside(spec.checkpoint)
-    asked = _Asked(spec.model_id, pins, resolves or resolver(), report, inside, by_hand)
+    asked = _Asked(spec.model_id, pins, resolves or Resolves(), report, inside, by_hand)
     work = partial(_fetch, spec, resolve(spec), cache, checkpoints)
     return watch(lambda say: work(replace(asked, report=say)), spec.model_id, report)
 

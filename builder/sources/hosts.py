@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from builder.errors import NetworkError
-
-Resolves = Callable[[str], bool]
-"""Whether the host of a URL has an address, or a proxy that will know."""
 
 
 class NoHost(NetworkError):
@@ -23,23 +20,29 @@ class NoHost(NetworkError):
         )
 
 
-def resolver() -> Resolves:
-    """A `Resolves` that looks every host up once, whichever thread asks."""
-    known: dict[str, bool] = {}
-    one_at_a_time = threading.Lock()
+class Resolves:
+    """Whether the host of a URL has an address, or a proxy that will know.
 
-    def resolves(url: str) -> bool:
+    Looks every host up once, whichever thread asks; on another machine, once more.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, bool] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, url: str) -> bool:
         from requests.utils import get_environ_proxies, select_proxy
 
         host = urlsplit(url).hostname or ""
         if select_proxy(url, get_environ_proxies(url, no_proxy=None)):
             return True
-        with one_at_a_time:
-            if host not in known:
+        with self._one_at_a_time:
+            if host not in self._known:
                 try:
-                    known[host] = bool(socket.getaddrinfo(host, None))
+                    self._known[host] = bool(socket.getaddrinfo(host, None))
                 except (OSError, UnicodeError):
-                    known[host] = False
-            return known[host]
+                    self._known[host] = False
+            return self._known[host]
 
-    return resolves
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resolves, ()
