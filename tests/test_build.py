@@ -567,7 +567,7 @@ def test_a_build_interrupted_among_its_histograms_counts_only_the_others(
     out, counted = tmp_path / "out", []
     counts = Projector.counts
     monkeypatch.setattr(
-        Projector, "counts", lambda self, *range: counted.append(self) or counts(self, *range)
+        Projector, "counts", lambda self, *a, **k: counted.append(self) or counts(self, *a, **k)
     )
 
     def interrupt(subject: str, what: str, done: int, total: int | None) -> None:
