@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +64,9 @@ class Here:
         return function(*arguments, report)
 
 
+HERE = Here()
+
+
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[Cluster]:
     """A Ray cluster; what was begun on it is over when this process leaves it.
@@ -79,9 +83,12 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
 
     own = not address and "RAY_ADDRESS" not in os.environ
     try:
+        if address and ":" in address:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), 10).close()  # Ray would try for minutes
         # Workers print into Ray's logs: stdout is for data.
         ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=not own)
-    except (ConnectionError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, RuntimeError) as e:
         raise NetworkError(
             f"--ray-address {address}: no Ray cluster answers ({str(e).partition(chr(10))[0]}).",
             hint="`ray status` on its head node says whether it runs.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_cohort
 
 from builder.cohort.registry import REQUIRED
+from builder.files import file_sha256
+from builder.release.manifest import read_manifest, write_manifest
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray", reason="pip install 'robust-filter-lens[ray]'")
@@ -86,6 +92,14 @@ def command(
     return run
 
 
+def verified(out: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code and findings of `builder verify --full`."""
+    words = [sys.executable, "-m", "builder", "verify", str(out), "--full", "--json", *options]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)["findings"]
+
+
 def files(out: Path) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
@@ -140,6 +154,27 @@ def test_a_build_that_loses_a_node_in_the_middle_has_the_bytes_of_a_local_build(
     assert there & half_done(log), "nobody was killed at work"
     assert files(out) == local
     assert f"[{N}/{N}]" in said and "Traceback" not in said
+    faults = verified(out, "--executor", "ray", "--ray-address", cluster.address)
+    assert faults == verified(out) == (0, [])
+
+
+def test_verification_on_the_nodes_finds_what_a_local_one_does(
+    cluster: Any, release: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(release, tmp_path / "out")
+    path = next((out / "data" / "filters").glob("*/*.parquet"))
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("linf")
+    linf = pa.array(table["linf"].to_numpy() * np.float32(1.5))
+    pq.write_table(table.set_column(at, table.schema.field(at), linf), path)
+    manifest = read_manifest(out)
+    facts = manifest["files"][path.relative_to(out).as_posix()]
+    facts.update({"bytes": path.stat().st_size, "sha256": file_sha256(path)})
+    write_manifest(out, manifest)
+    found = verified(out, "--executor", "ray", "--ray-address", cluster.address)
+    assert found == verified(out)
+    code, faults = found
+    assert code == 1 and {f["check"] for f in faults} >= {"content", "metrics"}
 
 
 def test_a_driver_that_was_killed_goes_on_when_started_again(
@@ -171,9 +206,7 @@ def test_a_bad_checkpoint_is_told_as_by_a_local_build(cluster: Any, tmp_path: Pa
         ("ray", ("--executor", "ray", "--ray-address", cluster.address)),
     ):
         out = tmp_path / name
-        done = command(
-            out, "--cohort", str(cohort), "--quiet", *options, weights="checkpoints"
-        )()
+        done = command(out, "--cohort", str(cohort), "--quiet", *options, weights="checkpoints")()
         words = done.stderr.replace(str(out), "OUT").splitlines()
         outcomes.append((done.returncode, words))
         assert not (out / "manifest.json").exists()

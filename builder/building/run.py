@@ -25,7 +25,7 @@ from builder.release.manifest import Manifest, read_manifest
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
 from builder.sources.hosts import Resolves
-from builder.workers import Cluster, Here, Workers
+from builder.workers import HERE, Cluster, Workers
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def build(
     import torch
 
     device = cluster.device(options.device) if cluster else resolve_device(options.device)
-    workers = cluster or Here()
+    workers = cluster or HERE
     selected = cohort.select(options.models)
     torch.set_num_threads(1)  # as in build_model
     try:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from builder.progress import Report
+from builder.workers import Workers
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -27,6 +28,7 @@ def in_parallel(
     report: Report,
     what: str,
     total: int,
+    workers: Workers,
 ) -> Iterator[Found]:
     """What the work on each item finds, in the order of the items, which all cores work on.
 
@@ -37,23 +39,44 @@ def in_parallel(
         items: what to work on.
         report: told ("verify", what, done, total) at every step.
         what: the name of the check. total: steps of all items together.
+        workers: whose cores.
     """
     lock, stop, done = threading.Lock(), threading.Event(), 0
 
-    def step(more: int) -> None:
-        nonlocal done
-        if stop.is_set():
-            raise _Stopped
-        with lock:
-            done += more
-            report("verify", what, done, total)
-
     def one(item: Item) -> list[Found]:
-        return list(work(item, step))
+        before = 0
 
-    with ThreadPoolExecutor(os.cpu_count() or 1, "verify") as pool:
+        def reported(_: str, what: str, so_far: int, __: int | None) -> None:
+            nonlocal done, before
+            if stop.is_set():
+                raise _Stopped
+            with lock:
+                done += so_far - before
+                before = so_far
+                report("verify", what, done, total)
+
+        found: list[Found] = workers.call(_all, work, item, what, report=reported)
+        return found
+
+    todo = list(items)
+    threads = workers.threads(os.cpu_count() or 1, len(todo))
+    with ThreadPoolExecutor(threads, "verify") as pool:
         try:
-            for found in pool.map(one, items):
+            for found in pool.map(one, todo):
                 yield from found
         finally:
             stop.set()
+
+
+def _all(
+    work: Callable[[Item, Step], Iterable[Found]], item: Item, what: str, report: Report
+) -> list[Found]:
+    """What the work on an item finds; `report` is told how far it is."""
+    done = 0
+
+    def step(more: int) -> None:
+        nonlocal done
+        done += more
+        report("verify", what, done, None)
+
+    return list(work(item, step))

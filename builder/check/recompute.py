@@ -26,6 +26,7 @@ from builder.check.parallel import Step, in_parallel
 from builder.progress import Report
 from builder.release.moments import Array, pack, random_entropy
 from builder.release.parquet import open_parquet
+from builder.workers import HERE, Workers
 
 Wrong = Iterator[tuple[str, str]]
 """(file, what is wrong with it)."""
@@ -184,7 +185,7 @@ def differs(found: Any, expected: Any, column: schema.Column) -> bool:
     return not np.abs(found - expected).max() <= allowed
 
 
-def wrong_metrics(root: Path, report: Report) -> Wrong:
+def wrong_metrics(root: Path, report: Report, workers: Workers = HERE) -> Wrong:
     """Numbers of `layers`, and `linf` of filters, that do not follow from the stored filters."""
     rows = pq.read_table(root / schema.table_path("layers")).to_pylist()
     by_model: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
@@ -209,7 +210,7 @@ def wrong_metrics(root: Path, report: Report) -> Wrong:
             step(row["n_filters"])
 
     total = sum(row["n_filters"] for row in rows if row["weights"] == "trained")
-    yield from in_parallel(one, by_model, report, "metrics", total)
+    yield from in_parallel(one, by_model, report, "metrics", total, workers)
 
 
 def _contradicted(path: str, stored: dict[str, Any], found: dict[str, Any]) -> Wrong:

@@ -35,30 +35,34 @@ from builder.release import content
 from builder.release.manifest import Manifest, read_manifest
 from builder.release.parquet import open_parquet
 from builder.release.texts import is_whole
+from builder.workers import HERE, Workers
 
 
-def verify(root: Path, full: bool = False, report: Report = silent) -> list[Fault]:
+def verify(
+    root: Path, full: bool = False, report: Report = silent, workers: Workers = HERE
+) -> list[Fault]:
     """Check a release folder.
 
     Args:
         root: the release.
         full: recompute content hashes and metrics and run the queries, too.
         report: called as checks proceed, as ("verify", check, done, total).
+        workers: who reads the files; those of a cluster see `root` under the same path.
 
     Raises:
         BuilderError: no release, or a damaged manifest.
     """
     manifest = read_manifest(root)
     root = root.absolute()  # pyarrow takes a relative `a:b/c` for a URI
-    faults = list(check_files(root, manifest, report))
+    faults = list(check_files(root, manifest, report, workers))
     if faults:
         return faults  # what is inside damaged files says nothing
     faults += check_schemas(root, manifest)
     if not faults:
         faults += check_tables(root, manifest)
     if full and not faults:
-        faults += check_content(root, manifest, report)
-        wrong_layers = list(wrong_metrics(root, report))
+        faults += check_content(root, manifest, report, workers)
+        wrong_layers = list(wrong_metrics(root, report, workers))
         faults += (Fault("metrics", *wrong) for wrong in wrong_layers)
         if not wrong_layers:  # what follows from wrong layers says nothing
             faults += (Fault("metrics", *wrong) for wrong in wrong_models(root, manifest))
@@ -68,7 +72,9 @@ def verify(root: Path, full: bool = False, report: Report = silent) -> list[Faul
     return faults
 
 
-def check_files(root: Path, manifest: Manifest, report: Report) -> Iterator[Fault]:
+def check_files(
+    root: Path, manifest: Manifest, report: Report, workers: Workers
+) -> Iterator[Fault]:
     """Every file of the manifest is there, whole and unchanged, and there is no other.
 
     Links count as what they lead to: a snapshot in the Hub's cache is made of them. What the Hub
@@ -91,7 +97,7 @@ def check_files(root: Path, manifest: Manifest, report: Report) -> Iterator[Faul
             yield Fault("files", path, "has changed: its SHA-256 is not the manifest's")
         step(1)
 
-    yield from in_parallel(one, sorted(listed), report, "files", len(listed))
+    yield from in_parallel(one, sorted(listed), report, "files", len(listed), workers)
 
 
 def _present(root: Path, listed: Iterable[str]) -> set[str]:
@@ -125,7 +131,9 @@ def _check_card(root: Path) -> Iterator[Fault]:
         yield Fault("files", schema.CARD, "has changed: its last line is not its digest")
 
 
-def check_content(root: Path, manifest: Manifest, report: Report) -> Iterator[Fault]:
+def check_content(
+    root: Path, manifest: Manifest, report: Report, workers: Workers
+) -> Iterator[Fault]:
     """Content hashes are the manifest's; filters are sorted; the sample's rows are among them."""
     paths = dict(stored_tables(root, manifest))
     sampled = _samples(root, manifest)
@@ -153,7 +161,7 @@ def check_content(root: Path, manifest: Manifest, report: Report) -> Iterator[Fa
             yield Fault("filters", schema.SAMPLE, f"has rows that are not in {path}")
 
     rows = sum(manifest["files"][path]["rows"] or 0 for path in paths)
-    yield from in_parallel(one, paths, report, "content", rows)
+    yield from in_parallel(one, paths, report, "content", rows, workers)
     filters = {Path(path).stem for path in paths if schema.filters_key(path)}
     for model_id in sampled.keys() - filters:
         yield Fault("filters", schema.SAMPLE, f"has rows of {model_id}, which has no filters")

@@ -135,7 +135,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 @contextmanager
-def workers(executor: str, address: str | None) -> Iterator[Cluster | None]:
+def cluster_of(executor: str, address: str | None) -> Iterator[Cluster | None]:
     """The cluster of --executor ray; None for this process."""
     from builder.workers import ray_cluster
 

@@ -12,10 +12,13 @@ from builder import progress
 from builder.cli.app import (
     CHECK,
     Address,
+    Executor,
     Json,
     Quiet,
+    RayAddress,
     Release,
     app,
+    cluster_of,
     print_json,
     say,
 )
@@ -29,6 +32,8 @@ def verify(
         bool,
         typer.Option("--full", help="Recompute content hashes and metrics; run every query."),
     ] = False,
+    executor: Executor = "local",
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -37,9 +42,11 @@ def verify(
     Example: builder verify out/mini --full
     """
     from builder.check.verify import verify
+    from builder.workers import HERE
 
-    with progress.show(quiet or as_json) as report:
-        faults = verify(release, full, report)
+    shown = progress.show(quiet or as_json)
+    with cluster_of(executor, ray_address) as cluster, shown as report:
+        faults = verify(release, full, report, cluster or HERE)
     if as_json:
         print_json({"release": str(release), "full": full, "findings": [asdict(f) for f in faults]})
     else:

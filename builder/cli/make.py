@@ -22,11 +22,11 @@ from builder.cli.app import (
     Quiet,
     RayAddress,
     app,
+    cluster_of,
     debugging,
     print_json,
     print_table,
     say,
-    workers,
 )
 from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError, UsageError
 
@@ -171,7 +171,7 @@ def build(
         checkpoints=checkpoints,
         discard_checkpoints=discard_checkpoints,
     )
-    with workers(executor, ray_address) as cluster, progress.show(quiet) as report:
+    with cluster_of(executor, ray_address) as cluster, progress.show(quiet) as report:
         outcome = build(chosen, root, options, report, cluster)
     _say_failures(outcome.failures, debugging(ctx))
     for why, names in _shared(outcome.unmeasured).items():
