@@ -93,7 +93,7 @@ def check_command(line: str) -> None:
             except typer.BadParameter as e:
                 assert e.message.endswith("does not exist."), line  # a folder of the reader's
     else:
-        assert program in ("hf", "git", "tensorboard", "python"), line
+        assert program in ("hf", "git", "tensorboard", "python", "ray"), line
 
 
 RECIPES = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))

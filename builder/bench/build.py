@@ -72,9 +72,7 @@ def bench_build(model: str = LARGE, device: str = "auto", seed: int = 0) -> dict
         root, on = Path(folder), resolve_device(device)
         workspace = Workspace(root)
         workspace.begin({}, fresh=True)
-        build = timed(
-            lambda: build_model(workspace, planned, options, on, Resolves(), silent)
-        )
+        build = timed(lambda: build_model(workspace, planned, options, on, Resolves(), silent))
         memory = peak_memory()
         path = root / schema.filters_path(planned.spec.dataset, planned.spec.model_id)
         bare = bare_writer(path, root / "bare.parquet")
