@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from conftest import build_toy
+from typer.testing import CliRunner
 
 from builder.check.verify import verify
+from builder.cli.main import app
 from builder.cohort.registry import REQUIRED
 from builder.compare.reference import of_release
 from builder.errors import UsageError
@@ -135,10 +137,20 @@ def test_a_network_is_compared_with_the_linf_models_alone(releases: dict[str, Pa
     assert "(2 robust, 2 standard models, 2 pairs)" in mixed.name
 
 
+SCOPE = "of the 2 robust models against Linf, not of the others (2 L2, 2 corruptions)"
+
+
+def test_findings_did_not_say_whose_they_are(releases: dict[str, Path]):
+    said = {
+        name: CliRunner().invoke(app, ["findings", "--release", str(releases[name])]).stderr
+        for name in ("all", "Linf")
+    }
+    assert SCOPE in " ".join(said["all"].split()) and "models against" not in said["Linf"]
+
+
 def test_the_page_draws_the_linf_models_and_says_so(releases: dict[str, Path]):
     page, alone = (render(str(releases[name])) for name in ("all", "Linf"))
-    said = "of the 2 robust models against Linf; the others (2 L2, 2 corruptions) are in the table"
-    assert said in page and "robust models against" not in alone
+    assert SCOPE in page and "robust models against" not in alone
     with open_tables(open_release(releases["all"])) as con:
         drawn = read(con, "sparsity_summary").to_pylist()
     with open_tables(open_release(releases["Linf"])) as con:

@@ -102,6 +102,8 @@ def findings(
     """
     from rich.console import Console
 
+    from builder.hub import release_address
+    from builder.release.reader import open_release
     from builder.sql import findings as claims
 
     found = claims.examine(release, audits=audits, memory_limit=memory_limit)
@@ -111,6 +113,9 @@ def findings(
         Console(highlight=False).print(claims.to_grid(found, explain=explain))
     else:
         print_table(claims.COLUMNS, [asdict(f) for f in found], "--json")
+    models = open_release(release_address(release)).table("models").to_pylist()
+    if apart := claims.scope(m["threat_model"] for m in models if m["robust"]):
+        say(apart)
     say(claims.summary(found))
     raise typer.Exit(claims.exit_code(found))
 

@@ -29,7 +29,7 @@ from builder.report.sections import sections
 from builder.report.tables import DETAILED_MODELS, columnar, open_tables, read
 from builder.report.vega import vega_lite_version
 from builder.sql import catalog
-from builder.sql.findings import NOT_APPLICABLE, VERDICTS
+from builder.sql.findings import NOT_APPLICABLE, VERDICTS, scope
 from builder.sql.run import run_query
 
 _DRAWN = (
@@ -129,15 +129,8 @@ def _notices(manifest: Manifest, tables: dict[str, pa.Table]) -> list[str]:
             "This release has no pairs of a robust and a standard model: nothing is compared."
         )
     rows = tables["models"].select(["kind", "threat_model"]).to_pylist()
-    threat_models = Counter(r["threat_model"] or "Linf" for r in rows if r["kind"] == "robust")
-    if len(threat_models) > 1:
-        own = schema.studied(threat_models)
-        others = ", ".join(f"{n} {t}" for t, n in sorted(threat_models.items()) if t != own)
-        said.append(
-            f"Figures and findings are of the {threat_models[own]} robust models against {own}; "
-            f"the others ({others}) are in the table of models. "
-            "`builder query NAME --param threat_model=...` asks of those."
-        )
+    if apart := scope(r["threat_model"] for r in rows if r["kind"] == "robust"):
+        said.append(apart)
     if models > DETAILED_MODELS:
         said.append(
             f"Layers, bases and filters are shown of {DETAILED_MODELS} of {models:,} models, "

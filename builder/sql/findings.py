@@ -17,13 +17,13 @@ its precision; that counts on the whole `paper` cohort only, elsewhere the direc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from builder import hub
+from builder import hub, schema
 from builder.cohort.registry import load_cohort
 from builder.errors import EXIT_FAILURE, EXIT_OK, BuilderError
 from builder.files import project_file
@@ -200,6 +200,19 @@ def summary(found: list[Finding]) -> str:
     """How many findings hold, fail and so on, in one line."""
     counts = Counter(f.verdict for f in found)
     return ", ".join(f"{v}: {counts[v]}" for v in VERDICTS if counts[v])
+
+
+def scope(threat_models: Iterable[str | None]) -> str | None:
+    """Which robust models findings are of, by the threat model of each; None where all have one."""
+    counts = Counter(t or "Linf" for t in threat_models)
+    own = schema.studied(counts)
+    if own is None or len(counts) == 1:
+        return None
+    others = ", ".join(f"{n} {t}" for t, n in sorted(counts.items()) if t != own)
+    return (
+        f"Figures and findings are of the {counts[own]} robust models against {own}, not of the "
+        f"others ({others}). `builder query NAME --param threat_model=...` asks of those."
+    )
 
 
 def to_grid(found: list[Finding], *, explain: bool = False) -> Table:
