@@ -81,16 +81,18 @@ def ray_cluster(address: str | None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
     import ray
 
-    own = not address and "RAY_ADDRESS" not in os.environ
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address and ":" in address:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), 10).close()  # Ray would try for minutes
         # Workers print into Ray's logs: stdout is for data.
-        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=not own)
+        ray.init(
+            address, log_to_driver=False, logging_level="ERROR", include_dashboard=bool(address)
+        )
     except (OSError, ValueError, RuntimeError) as e:
         raise NetworkError(
-            f"--ray-address {address}: no Ray cluster answers ({str(e).partition(chr(10))[0]}).",
+            f"no Ray cluster answers at {address} ({str(e).partition(chr(10))[0]}).",
             hint="`ray status` on its head node says whether it runs.",
         ) from None
     try:

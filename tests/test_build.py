@@ -192,6 +192,22 @@ def test_weights_that_are_not_finite_are_named_and_their_metrics_null(tmp_path: 
     assert verify(tmp_path / "out", full=True) == []
 
 
+def test_a_model_of_which_every_weight_is_nan_is_released_without_a_metric(tmp_path: Path):
+    toy = Toy()
+    for weights in toy.parameters():
+        weights.data.fill_(torch.nan)
+    torch.save(toy.state_dict(), tmp_path / "a.pt")
+    files = {
+        "cifar10-robust-alpha": tmp_path / "a.pt",
+        "cifar10-standard-alpha": checkpoint(tmp_path / "b.pt", Toy, 1),
+    }
+    cohort = write_cohort(tmp_path / "c.csv", files)
+    assert not build_checkpoints(cohort, tmp_path / "out").failures
+    rows = pq.read_table(tmp_path / "out" / schema.table_path("layers")).to_pylist()
+    assert {r["model_id"] for r in rows if r["layer_linf"] is None} == {"cifar10-robust-alpha"}
+    assert verify(tmp_path / "out", full=True) == []
+
+
 def test_one_bad_model_does_not_stop_the_others_and_a_later_build_goes_on(tmp_path: Path):
     missing = tmp_path / "late.pt"
     files = {

@@ -18,7 +18,7 @@ from builder.metrics.longest import Longest, read
 from builder.network.extract import Layer
 from builder.release.write import filter_writer
 
-DIRECTIONS = np.linalg.qr(np.random.default_rng(9).normal(size=(9, 9)))[0].T
+DIRECTIONS = np.linalg.qr(np.random.default_rng(9).normal(size=(9, 9)))[0].T.copy("C")
 MEAN = np.linspace(-0.2, 0.3, 9)
 
 
@@ -104,6 +104,16 @@ def test_a_pass_that_is_stopped_ends_without_reading_on(tmp_path: Path, monkeypa
     projector, _, _ = stored(tmp_path / "f.parquet", *layers())
     projector._stop.set()
     assert not projector.counts(-3, 3).any()
+
+
+def test_the_range_has_the_same_digits_however_few_filters_are_looked_at(tmp_path: Path):
+    weights, _ = layers()
+    projector, _, _ = stored(tmp_path / "f.parquet", weights[:1], [None])
+    filters = weights[0].reshape(-1, 9).T
+    columns = [np.zeros(1200, int), *filters, abs(filters).max(axis=0), np.ones(1200, np.float32)]
+    for i in range(50):
+        one, twice = ([c[at] for c in columns] for at in ([i], [i, i]))
+        assert projector.extent(longest=one) == projector.extent(longest=twice)
 
 
 @pytest.mark.parametrize("room", [0, 8, 300, 10_000])

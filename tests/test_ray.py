@@ -20,8 +20,10 @@ import pytest
 from conftest import write_cohort
 
 from builder.cohort.registry import REQUIRED
+from builder.errors import NetworkError
 from builder.files import file_sha256
 from builder.release.manifest import read_manifest, write_manifest
+from builder.workers import ray_cluster
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray", reason="pip install 'robust-filter-lens[ray]'")
@@ -228,6 +230,14 @@ def test_what_a_cluster_cannot_do_is_one_message(
         assert done.returncode == code, done.stderr
         assert said in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
         assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_address_of_the_environment_that_nothing_answers_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere.invalid:1")
+    with pytest.raises(NetworkError, match=r"answers at nowhere\.invalid:1"), ray_cluster(None):
+        pytest.fail("connected")
 
 
 def test_a_build_without_an_address_starts_ray_itself(

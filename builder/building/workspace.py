@@ -10,18 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from builder.errors import BuilderError, UsageError
 from builder.files import write_atomic
 from builder.release.manifest import read_manifest
 from builder.schema import MANIFEST
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 OWN = ("data", "queries", "README.md")
 """What a build writes at the top of its folder, besides the manifest and `.build`."""
@@ -135,14 +132,13 @@ def open_workspace(root: Path, identity: dict[str, Any], fresh: bool) -> Iterato
                 shutil.rmtree(root / ".build")
 
 
-def _locked(root: Path) -> FileLock:
-    """The lock of a build folder, held; the folder is made if absent."""
+def _locked(root: Path) -> AbstractContextManager[object]:
+    """The lock of a build folder, held until it is left; the folder is made if absent."""
     from filelock import FileLock, Timeout
 
     try:
         (root / ".build").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".build" / "lock", timeout=0)
-        lock.acquire()
+        return FileLock(root / ".build" / "lock", timeout=0).acquire()
     except Timeout:
         raise BuilderError(
             f"another build is running in {root}.", hint="wait for it, or choose another --out."
@@ -151,7 +147,6 @@ def _locked(root: Path) -> FileLock:
         raise BuilderError(
             f"cannot write to {root}: {e.strerror}.", hint="choose another --out."
         ) from None
-    return lock
 
 
 def _is_complete(root: Path, identity: dict[str, Any], fresh: bool) -> bool:

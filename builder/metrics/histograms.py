@@ -123,8 +123,11 @@ class Projector:
                 part = [column[near] for column in part]
             unit = self._scaled(part)
             if unit.size:
-                # No BLAS: its rounding depends on how many filters there are.
-                found = (self._directions[:, :, None] * unit).sum(axis=1) - offset
+                # Term by term: how BLAS and sum() round depends on how many filters there are.
+                found = np.zeros_like(unit)
+                for direction, row in zip(self._directions.T, unit, strict=True):
+                    found += direction[:, None] * row
+                found -= offset
                 low, high = min(low, float(found.min())), max(high, float(found.max()))
         return low, high
 

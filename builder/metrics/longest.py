@@ -45,8 +45,8 @@ class Longest:
     def __init__(self, n_filters: int, room: int | None = None) -> None:
         self._room = max(_LEAST, n_filters // _SHARE) if room is None else room
         self._above = 0.0  # every longer filter is among those kept
-        self._lengths: list[NDArray[np.float32]] = []
-        self._parts: list[list[NDArray[Any]]] = []
+        self._lengths = [np.empty(0, np.float32)]
+        self._parts = [_nothing()]
 
     def add(self, layer: Layer, measured: Measured) -> None:
         """Take the layer's filters that are longer than what was left out so far."""
@@ -69,7 +69,7 @@ class Longest:
 
     def _shorten(self) -> None:
         """Leave the shortest out, so that no more are kept than there is room for."""
-        lengths = np.concatenate(self._lengths or [np.empty(0, np.float32)])
+        lengths = np.concatenate(self._lengths)
         columns = [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
         if len(lengths) > self._room:
             order = np.argpartition(lengths, len(lengths) - self._room - 1)
@@ -83,10 +83,15 @@ class Longest:
         """Write what is kept as an Arrow file; `read` reads it."""
         self._shorten()
         (columns,) = self._parts
-        batch = pa.record_batch([pa.array(c) for c in columns], COLUMNS[: len(columns)])
+        batch = pa.record_batch([pa.array(c) for c in columns], COLUMNS)
         schema = batch.schema.with_metadata({"above": repr(self._above)})
         with replacing(path) as file, pa.ipc.new_file(file, schema) as arrow:
             arrow.write_batch(batch.cast(schema))
+
+
+def _nothing() -> list[NDArray[Any]]:
+    """The columns `COLUMNS` of no filter."""
+    return [np.empty(0, np.int16), *(np.empty(0, np.float32) for _ in COLUMNS[1:])]
 
 
 def _lengths(layer: Layer, measured: Measured) -> torch.Tensor:
@@ -104,7 +109,7 @@ def read(path: Path) -> tuple[list[NDArray[Any]], float]:
     Where there is no such file all were left out.
     """
     if not path.is_file():
-        return [np.empty(0, np.float32)] * len(COLUMNS), math.inf
+        return _nothing(), math.inf
     with path.open("rb") as file:
         table = pa.ipc.open_file(file).read_all()
     above = float(table.schema.metadata[b"above"])
