@@ -34,9 +34,19 @@ COMMANDS = [(c.callback.__name__,) for c in app.registered_commands if c.callbac
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]):
-    done = run(*command, "--help")
+    done = run(*command, "--help", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert "Example: builder" in done.stdout
+    assert "…" not in done.stdout  # no option's name is cut off
+
+
+def test_what_a_command_writes_is_named_by_out_everywhere():
+    options = {
+        option
+        for command in COMMANDS
+        for option in re.findall(r"(--out\w*) ", run(*command, "--help", COLUMNS="80").stdout)
+    }
+    assert options == {"--out"}
 
 
 def test_the_help_groups_the_commands_in_the_order_of_the_flow():
@@ -44,9 +54,9 @@ def test_the_help_groups_the_commands_in_the_order_of_the_flow():
     titles = [p for line in text.splitlines() for p in (*PANELS, "Commands") if f"─ {p} ─" in line]
     assert titles == list(PANELS)  # and none in a panel of no name
     names = re.findall(r"^│ ([a-z]+) ", text, flags=re.M)
-    assert names == ["plan", "build", "train", "measure", "verify", "diff", "query", "findings",
-                     "reference", "report", "figures", "record", "publish", "export",
-                     "bench"]  # fmt: skip
+    assert names == ["plan", "build", "cohort", "train", "measure", "verify", "diff", "query",
+                     "findings", "score", "reference", "report", "figures", "record", "publish",
+                     "export", "bench"]  # fmt: skip
     assert "Exit codes: 0 good, 1 findings or failures, 2 wrong usage, 4 network" in text
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import DATA, build_toy
+from typer.testing import CliRunner
 
+from builder.cli.main import app
 from builder.cohort.registry import load_cohort, questions
 from builder.errors import UsageError
 from builder.network.plan import make_plan, plan_json, plan_network
@@ -221,3 +223,11 @@ def test_networks_that_need_care_are_traced(constructor: str, dataset: str, n_la
 def test_a_network_with_an_equation_solver_is_run_on_the_cpu():
     network = plan_network("robustbench:cifar10/Kang2021Stable", "cifar10")
     assert sum(c.is_3x3 for c in network.convs) == 67
+
+
+def test_a_file_where_the_folder_should_be_is_told_before_anything_is_traced(tmp_path: Path):
+    (tmp_path / "cohort").write_text("mine")
+    done = CliRunner().invoke(app, ["cohort", "robustbench", "--out", str(tmp_path / "cohort")])
+    assert isinstance(done.exception, UsageError), done.output
+    assert "tracing" not in done.output
+    assert (tmp_path / "cohort").read_text() == "mine"

@@ -97,8 +97,8 @@ def bench_read(
 
 @bench.command("all")
 def bench_all(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page, Markdown; a plot lies beside it.")
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The page, Markdown; a plot lies beside it.")
     ] = Path("performance.md"),
     filters: Annotated[
         list[int] | None,
@@ -110,13 +110,14 @@ def bench_all(
 ) -> None:
     """Every benchmark in one run, as a page: builds, metrics, reading, questions, cores and jobs.
 
-    Needs the extras build, hub and report, torchconvquality and polars, and for each release it
-    builds 40 bytes a filter on disk: by default up to 100 million of them.
+    Needs the extras build, hub and report, torchconvquality, polars, and disk.
+
+    A release takes 40 bytes a filter: by default up to 100 million filters.
 
     Example: builder bench all -o docs/performance.md
     """
     from builder.bench.page import bench_all
     from builder.bench.scale import SIZES
 
-    bench_all(output, say, tuple(filters or SIZES), audit_up_to)
-    say(f"{output} is written.")
+    bench_all(out, say, tuple(filters or SIZES), audit_up_to)
+    say(f"{out} is written.")

@@ -129,7 +129,9 @@ def build(
         typer.Option(help="checkpoints, or seeded:N: pseudo-random weights for a rehearsal."),
     ] = "checkpoints",
     device: Device = "auto",
-    jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: half the cores.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, metavar="<int>", help="Models at a time; 0: half the cores.")
+    ] = 0,
     checkpoints: Annotated[
         Path | None,
         typer.Option(help="Folder of checkpoints fetched by hand.", exists=True, file_okay=False),
@@ -137,12 +139,12 @@ def build(
     discard_checkpoints: Annotated[
         bool, typer.Option("--discard-checkpoints", help="Delete each download after use.")
     ] = False,
-    first_layer: Annotated[
+    no_first_layer: Annotated[
         bool,
-        typer.Option(help="Measure the first layer's response to perturbations (attacks models)."),
-    ] = True,
+        typer.Option("--no-first-layer", help="No response to perturbations: attack no model."),
+    ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Start over, or go on from what is there.")
+        bool, typer.Option("--fresh", help="Start over instead of going on from what is there.")
     ] = False,
     version: Annotated[str, typer.Option(help="Version of the data set, X.Y.Z.")] = "0.1.0",
     executor: Executor = "local",
@@ -163,7 +165,7 @@ def build(
     options = Options(
         weights=weights,
         models=models,
-        first_layer=first_layer,
+        first_layer=not no_first_layer,
         version=version,
         device=device,
         jobs=jobs or max(1, (os.cpu_count() or 1) // 2),
@@ -215,6 +217,8 @@ def cohort(
     if name != NAME:
         raise UsageError(f"'{name}' is no cohort that a command makes; expected {NAME}.")
     shipped, facts = load_cohort(NAME), read_table()
+    if out.exists() and not out.is_dir():  # before minutes of tracing
+        raise UsageError(f"{out} is no folder.", hint="choose another --out.")
     if model_info is not None:
         facts = read_checkout(model_info, registry(), facts)
     with progress.show(quiet) as report:
