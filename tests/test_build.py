@@ -208,6 +208,14 @@ def test_a_model_of_which_every_weight_is_nan_is_released_without_a_metric(tmp_p
     assert verify(tmp_path / "out", full=True) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_the_checkpoint_of_a_model_that_failed_is_let_go(tmp_path: Path):
+    files = {"cifar10-robust-alpha": checkpoint(tmp_path / "a.pt", wide, 1)}
+    outcome = build_checkpoints(write_cohort(tmp_path / "c.csv", files), tmp_path / "out")
+    assert "another architecture" in str(outcome.failures["cifar10-robust-alpha"])
+    assert str(tmp_path / "a.pt") not in Path("/proc/self/maps").read_text()
+
+
 def test_one_bad_model_does_not_stop_the_others_and_a_later_build_goes_on(tmp_path: Path):
     missing = tmp_path / "late.pt"
     files = {

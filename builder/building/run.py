@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import traceback
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +214,7 @@ def _build_models(
         except _Stopped:
             return
         except BuilderError as e:
+            traceback.clear_frames(e.__traceback__)  # which hold the checkpoint open
             failures[model_id] = e
             report(model_id, "failed", position, len(planned))
             return
