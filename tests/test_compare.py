@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from builder.cli.main import app
 from builder.cohort.registry import load_cohort
 from builder.compare import reference as ref
 from builder.compare.comparison import compare_depth, compare_models
@@ -175,6 +177,31 @@ def test_a_name_with_markup_is_shown_as_text() -> None:
     measured = Measurement("<script>alert(1)</script>", layers_table([row(depth_bin=1)]))
     page = measured._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_a_comparison_reads_as_its_sentences_printed_or_in_a_notebook(release: Path) -> None:
+    opened = open_release(release)
+    found = of_released(opened, opened.model_ids[0]).compare(against=str(release))
+    against, *said = str(found).splitlines()
+    assert found.against in against and said == [*found.sentences, *found.not_compared]
+    assert found._repr_html_().count("<li>") == len(said) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--constructor", "a:b"], "--constructor is for a checkpoint"),
+        (["--first-layer"], "--first-layer is for a checkpoint"),
+    ],
+)
+def test_an_option_of_checkpoints_is_refused_for_a_model_of_a_release(
+    release: Path, options: list[str], message: str
+) -> None:
+    command = ["measure", "--release", str(release)]
+    done = CliRunner().invoke(app, [*command, open_release(release).model_ids[0], *options])
+    assert isinstance(done.exception, UsageError) and message in str(done.exception)
+    nameless = CliRunner().invoke(app, command).exception
+    assert isinstance(nameless, UsageError) and "MODEL_ID" in str(nameless.hint)
 
 
 def test_saved_files_hold_the_layers(tmp_path: Path, release: Path) -> None:

@@ -386,3 +386,24 @@ def test_layers_that_hold_no_3x3_convolution_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
     with pytest.raises(UsageError, match="no 3x3 convolution that matches 1"):
         measure(model, layers=["1"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument"),
+    [
+        ("state", {"constructor": "builder.networks:wide_resnet_10_2"}),
+        ("state", {"first_layer": True}),
+        ("state", {"image_size": 32}),
+        ("module", {"constructor": "builder.networks:wide_resnet_10_2"}),
+        ("address", {"image_size": 32}),
+    ],
+)
+def test_an_argument_that_would_change_nothing_is_refused(
+    kind: str, argument: dict, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    target = {"state": model.state_dict(), "module": model, "address": tmp_path / "w.pt"}[kind]
+    measure(target)
+    with pytest.raises(UsageError, match=f"{next(iter(argument))} says nothing about a "):
+        measure(target, **argument)

@@ -64,7 +64,13 @@ def measure(
         say("\n".join(show.references()))
         return
     if target is None:
-        raise UsageError("measure what?", hint="builder measure CHECKPOINT --dataset cifar10")
+        what = f"MODEL_ID --release {release}" if release else "CHECKPOINT --dataset cifar10"
+        raise UsageError("measure what?", hint=f"builder measure {what}")
+    if release is not None and (constructor is not None or first_layer):
+        option = "--first-layer" if constructor is None else "--constructor"
+        raise UsageError(
+            f"{option} is for a checkpoint; --release measures from what the release holds."
+        )
     if out is not None and out.suffix not in SUFFIXES:
         raise UsageError(f"cannot save to {out.name}; expected {' or '.join(SUFFIXES)}.")
     reference = load_reference(against if against == "paper" else release_address(against))

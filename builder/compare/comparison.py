@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -87,6 +88,14 @@ class Comparison:
     def sentences(self) -> list[str]:
         """What the rows say, in words; each names the numbers it rests on."""
         return [*self._about_depth(), *self._about_sparsity(), *self._about_the_basis()]
+
+    def __str__(self) -> str:
+        return "\n".join([f"against: {self.against}", *self.sentences, *self.not_compared])
+
+    def _repr_html_(self) -> str:
+        """The sentences for a notebook."""
+        title, *said = (html.escape(line) for line in str(self).splitlines())
+        return f"<p>{title}</p><ul>{''.join(f'<li>{line}</li>' for line in said)}</ul>"
 
     def _about_depth(self) -> Iterator[str]:
         bins = sorted({row.depth_bin for row in self.depth})

@@ -117,7 +117,7 @@ def graph_of(found: Recognised | None) -> Graph:
                 "Its keys and shapes are those of no architecture that is known here, so the order "
                 "in which layers run, their depth, layers that never run and BatchNorm folding are "
                 "unknown: layers are in stored order, in the trained view, and nothing is compared "
-                "by depth. With --constructor all of this is known.",
+                "by depth. --constructor, or in Python the module itself, makes all of this known.",
             )
         )
     names = [a.constructors[0] for a in found.architectures]
@@ -126,7 +126,7 @@ def graph_of(found: Recognised | None) -> Graph:
             unknown=(
                 f"Its keys and shapes are those of {' and of '.join(names)}, which run different "
                 "graphs, so depth and BatchNorm folding are unknown: layers are in stored order, "
-                "in the trained view. With --constructor the one that is meant is named.",
+                "in the trained view. --constructor, or in Python the module itself, names one.",
             )
         )
     (architecture,) = found.architectures

@@ -53,9 +53,10 @@ def measure(
             checkpoint as a cohort takes it: a path, a URL, `hf://ORG/REPO/PATH`, `timm:TAG`,
             `robustbench:DATASET/THREAT_MODEL/NAME`.
         constructor: what builds the architecture of a checkpoint, as in a cohort; without it the
-            architecture is recognised by keys and shapes, or stays unknown.
+            architecture is recognised by keys and shapes, or stays unknown. Of an address only.
         dataset: cifar10, cifar100 or imagenet, to compare on.
         image_size: height and width of the input of a module, in pixels; default: found by trying.
+            Of a module only.
         name: what to call it.
         layers: patterns of layers to measure, e.g. ["layer4.*"]; default all.
         first_layer: measure the first layer's response to perturbations, too; not of a state dict,
@@ -70,6 +71,18 @@ def measure(
     import torch
 
     given: dict[str, Any] = {"dataset": dataset, "layers": layers, "report": report}
+    is_state, is_module = isinstance(target, Mapping), isinstance(target, torch.nn.Module)
+    of = "a state dict" if is_state else "a module" if is_module else "a checkpoint"
+    for argument, value, has_it in (
+        ("constructor", constructor, not is_state and not is_module),
+        ("image_size", image_size, is_module),
+        ("first_layer", first_layer or None, not is_state),
+    ):
+        if value is not None and not has_it:
+            raise UsageError(
+                f"{argument} says nothing about {of}.",
+                hint="load it into its module, and measure that." if is_state else "leave it out.",
+            )
     if isinstance(target, Mapping):
         return measure_state(target, name=name or "state dict", **given)
     given |= {"name": name, "first_layer": first_layer}
