@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 import robust_filter_lens as rfl
 from builder import schema
 from builder.errors import UsageError
-from builder.loading import dataset, positions
+from builder.loading import pieces, positions
 from builder.loading.dataset import ReleaseDataset
 from builder.paper.reference import write_reference
 from builder.release.manifest import file_facts, read_manifest, write_manifest
@@ -37,7 +38,7 @@ ROWS = 50
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", ROWS)
+    monkeypatch.setattr(pieces, "ROWS_PER_GROUP", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def read(data: ReleaseDataset, workers: int, batch: int | None, stop: int | None
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("unit", dataset.UNITS)
+@pytest.mark.parametrize("unit", pieces.UNITS)
 @pytest.mark.parametrize("which", ["many", "odd"])
 def test_two_ranks_of_two_workers_read_every_row_once_over_a_stop(
     which: str, unit: str, shuffle: bool, request: pytest.FixtureRequest
@@ -161,8 +162,33 @@ def test_a_stop_at_any_row_and_another_number_of_ranks(
 
     seen: Counter[tuple[Any, ...]] = Counter()
     states = all_of(before, [], stop)
-    all_of(after, states, None)
+    was = seen.total()
+    states = all_of(after, states, None)
     assert seen == expected(many, "filter")
+    # What was left is shared equally, too.
+    rows = [sum(b - a for a, b in s["done"]) - was for s in states]
+    assert max(rows) - min(rows) <= 1
+
+
+def test_a_rank_goes_on_alone_after_the_ranks_were_others(many: Path) -> None:
+    def made(rank: int, world: int, *states: Any, stop: int | None = None) -> dict[str, Any]:
+        data = ReleaseDataset(many, shuffle=True, rank=rank, world_size=world)
+        if states:
+            data.load_state_dict(*states)
+        for row in islice(data, stop):
+            seen.update(keys(row, "filter"))
+        state: dict[str, Any] = json.loads(json.dumps(data.state_dict()))
+        return state
+
+    seen: Counter[tuple[Any, ...]] = Counter()
+    of_two = [made(rank, 2, stop=50 + rank) for rank in range(2)]
+    of_three = [made(rank, 3, *of_two, stop=20) for rank in range(3)]
+    for rank in range(3):
+        made(rank, 3, of_three[rank])
+    assert seen == expected(many, "filter")
+    for rank, world, states in ((1, 2, of_two[:1]), (0, 4, of_two[:1]), (0, 3, of_three[:2])):
+        with pytest.raises(UsageError, match="expected those of all, or that of rank"):
+            made(rank, world, *states)
 
 
 def test_ranks_of_torch_distributed_share_the_rows(odd: Path, tmp_path: Path) -> None:
@@ -196,7 +222,7 @@ distributed.destroy_process_group()
 def test_the_mini_release_is_read_once_over_ranks_workers_and_a_stop(
     mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", ROWS_PER_GROUP)
+    monkeypatch.setattr(pieces, "ROWS_PER_GROUP", ROWS_PER_GROUP)
     release = open_release(mini)
 
     def coded(batch: Any) -> np.ndarray:
@@ -361,9 +387,11 @@ def test_intervals_are_sets_of_positions(done: list[int], a: int, b: int) -> Non
     intervals = positions.of(done)
     assert {i for low, high in intervals for i in range(low, high)} == set(done)
     assert positions.size(intervals) == len(done)
-    left = positions.difference(min(a, b), max(a, b), intervals)
+    left = positions.difference(((min(a, b), max(a, b)),), intervals)
     assert {i for low, high in left for i in range(low, high)} == (
         set(range(min(a, b), max(a, b))) - set(done)
     )
-    parts = [positions.share(0, a, i, b + 1) for i in range(b + 1)]
-    assert positions.union(parts) == positions.union([(0, a)])
+    parts = [positions.share(intervals, i, b + 1) for i in range(b + 1)]
+    assert positions.union(*parts) == intervals
+    sizes = [positions.size(part) for part in parts]
+    assert sum(sizes) == len(done) and max(sizes) - min(sizes) <= 1

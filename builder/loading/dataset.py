@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +24,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from builder import schema
 from builder.errors import UsageError
 from builder.loading import positions
+from builder.loading.pieces import UNITS, Piece, choose
 from builder.loading.positions import Intervals
 from builder.release.manifest import filter_files
 from builder.release.parquet import open_parquet
 from builder.release.reader import Release, open_release, to_array
-from builder.release.write import ROWS_PER_GROUP
-
-UNITS = ("filter", "layer", "model")
 
 _KEYS = ("layer_index", "out_channel", "in_channel")
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A 3x3 layer of a chosen model, and where its filters lie in the file: rows start to stop."""
-
-    layer_index: int
-    layer: str
-    depth_bin: int
-    out_channels: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What is read at a time: the rows start to stop of a model's file, `rows` rows of the pass."""
-
-    model_id: str
-    start: int
-    stop: int
-    rows: int
-    layers: tuple[_Layer, ...]
 
 
 class ReleaseDataset(IterableDataset[dict[str, Any]]):
@@ -71,8 +45,9 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
     - unit "model": `weights`, {layer: weight}. DataLoader(batch_size=None).
 
     Ranks and workers share the rows equally, to within one row. `state_dict` says what is done, and
-    `load_state_dict` goes on from there, exactly, with any number of ranks and workers. Workers
-    read ahead: their rows are done when the training loop says so, with `used`:
+    `load_state_dict` goes on from there, exactly, with any number of workers and, given the states
+    of all ranks, of ranks. Workers read ahead: their rows are done when the training loop says so,
+    with `used`:
 
         for epoch in range(data.epoch, epochs):
             data.set_epoch(epoch)
@@ -123,15 +98,17 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
         self._unit, self._view, self._batch = unit, view, batch_rows
         self._shuffle, self._seed = shuffle, seed
         self._files = filter_files(self._release.manifest)
-        self._robust, self._pieces = self._choose(where, layers)
+        self._robust, self._pieces = choose(self._release, unit, view, where, layers)
         self.rows = sum(p.rows for p in self._pieces)
         # Shared, so that workers that stay alive between passes hear of a new epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self._forget()
 
-    def _forget(self, done: Intervals = ()) -> None:
-        self._start = self._handed = self._base = done
+    def _forget(self, before: Intervals = (), done: Intervals = ()) -> None:
+        self._next = before, done  # where the next pass starts
+        self._before = before  # done when the ranks shared the others
+        self._handed = self._base = done
         self._told: Intervals | None = None
 
     @property
@@ -162,23 +139,45 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
     def state_dict(self) -> dict[str, Any]:
         """What is done of this rank's rows, as plain numbers and texts: JSON can hold it."""
         done = self._handed if self._told is None else self._told
-        return {**self._identity(), "epoch": self.epoch, "done": [list(i) for i in done]}
+        return {
+            **self._identity(),
+            "epoch": self.epoch,
+            "rank": self._rank,
+            "world_size": self._world,
+            "before": [list(i) for i in self._before],
+            "done": [list(i) for i in done],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
-        """Go on from a state, or from those of all ranks together.
+        """Go on from this rank's own state, or from those of all ranks, which may be others now.
 
         Raises:
-            UsageError: a state of other rows, or of another order; states of several epochs.
+            UsageError: a state of other rows, or of another order; states of several epochs, or of
+                some of the ranks.
         """
-        for found in (state, *others):
-            for name, mine in {**self._identity(), "epoch": state["epoch"]}.items():
+        states = (state, *others)
+        common = {name: state[name] for name in ("epoch", "world_size", "before")}
+        for found in states:
+            for name, mine in {**self._identity(), **common}.items():
                 if found.get(name) != mine:
                     raise UsageError(
                         f"the state has {name} {found.get(name)!r}, this data set {mine!r}.",
                         hint="a state belongs to the release, selection, seed and epoch it is of.",
                     )
+        ranks, world = sorted(found["rank"] for found in states), state["world_size"]
+        done = positions.union(*(map(tuple, found["done"]) for found in states))
+        if ranks == list(range(world)):
+            before = done  # so that what is left is shared anew
+        elif (ranks, world) == ([self._rank], self._world):
+            before = positions.union(map(tuple, state["before"]))
+        else:
+            raise UsageError(
+                f"the states are of the ranks {', '.join(map(str, ranks))} of {world}; expected "
+                f"those of all, or that of rank {self._rank} of {self._world} alone.",
+                hint="load the states of all ranks, on each of them.",
+            )
         self._epoch.fill_(state["epoch"])
-        self._forget(positions.union(*(map(tuple, s["done"]) for s in (state, *others))))
+        self._forget(before, done)
 
     def _identity(self) -> dict[str, Any]:
         """What fixes the order of the rows but for the epoch."""
@@ -193,12 +192,12 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
         }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        mine = positions.share(0, self.rows, self._rank, self._world)
-        if worker is not None:
-            mine = positions.share(*mine, worker.id, worker.num_workers)
-        left = positions.difference(*mine, self._start)
-        self._handed, self._start = self._start, ()
+        (self._before, self._handed), self._next = self._next, ((), ())
+        whole = positions.difference(((0, self.rows),), self._before)
+        left = positions.share(whole, self._rank, self._world)
+        left = positions.difference(left, self._handed)
+        if (worker := get_worker_info()) is not None:
+            left = positions.share(left, worker.id, worker.num_workers)
         rng = np.random.default_rng([self._seed, self.epoch]) if self._shuffle else None
         count = len(self._pieces)
         order = np.arange(count) if rng is None else rng.permutation(count)
@@ -220,7 +219,7 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
                     yield row
 
     def _read(
-        self, piece: _Piece, number: int, start: int, stop: int
+        self, piece: Piece, number: int, start: int, stop: int
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """(place in the piece, rows, what is handed out) of the rows start to stop of a piece."""
         if start == stop:
@@ -246,7 +245,7 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
         yield 0, 1, {**about, **facts, "weight": weights[one.layer]}
 
     def _filters(
-        self, piece: _Piece, number: int, start: int, stop: int, about: dict[str, Any]
+        self, piece: Piece, number: int, start: int, stop: int, about: dict[str, Any]
     ) -> Iterator[tuple[int, int, dict[str, Any]]]:
         table = self._table(piece, list(_KEYS))
         columns: dict[str, NDArray[Any]] = {
@@ -274,7 +273,7 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
             tensors = {k: torch.from_numpy(v[i:end].copy()) for k, v in columns.items()}
             yield i, end - i, {**about, **tensors}
 
-    def _table(self, piece: _Piece, keys: list[str]) -> pa.Table:
+    def _table(self, piece: Piece, keys: list[str]) -> pa.Table:
         """The rows of a piece."""
         columns = [*keys, *schema.FILTER_COLUMNS, "bn_scale"]
         if piece.start == piece.stop:
@@ -287,56 +286,6 @@ class ReleaseDataset(IterableDataset[dict[str, Any]]):
             table = file.read_row_groups(list(range(first, last + 1)), columns=columns)
         begin = piece.start - (int(ends[first]) - sizes[first])
         return table.slice(begin, piece.stop - piece.start).combine_chunks()
-
-    def _choose(
-        self, where: Any, layers: Sequence[str | int] | None
-    ) -> tuple[dict[str, bool], list[_Piece]]:
-        """{model_id: robust} of the chosen models, and their pieces in the order of the release."""
-        release = self._release
-        if not self._files:
-            raise UsageError(f"{release.address} has no filters.")
-        table = release.table("models", columns=["model_id", "robust"], where=where)
-        robust = {row["model_id"]: row["robust"] for row in table.to_pylist()}
-        chosen = release.layer_indices(list(robust), layers)
-        rows = release.table(
-            "layers",
-            columns=["model_id", "layer_index", "layer", "depth_bin", "out_channels", "n_filters"],
-            where=[("weights", "=", self._view)],
-        ).to_pylist()
-        found: dict[str, list[_Layer]] = {model_id: [] for model_id in sorted(robust)}
-        ends = dict.fromkeys(robust, 0)
-        for row in sorted(rows, key=lambda row: int(row["layer_index"])):
-            model_id, n = row.pop("model_id"), row.pop("n_filters")
-            if model_id not in robust:
-                continue
-            start = ends[model_id]
-            ends[model_id] += n
-            if layers is None or row["layer_index"] in chosen[model_id]:
-                found[model_id].append(_Layer(**row, start=start, stop=start + n))
-        for model_id, end in ends.items():
-            held = release.manifest["files"][self._files[model_id]]["rows"]
-            if held != end:
-                raise UsageError(f"{model_id}: {held} filters, but its layers have {end}.")
-        return robust, [p for model, of in found.items() for p in self._cut(model, of)]
-
-    def _cut(self, model_id: str, layers: list[_Layer]) -> Iterator[_Piece]:
-        """The pieces of a model."""
-        if self._unit == "model":
-            start = min((one.start for one in layers), default=0)
-            stop = max((one.stop for one in layers), default=0)
-            yield _Piece(model_id, start, stop, 1, tuple(layers))
-            return
-        if self._unit == "layer":
-            for one in layers:
-                yield _Piece(model_id, one.start, one.stop, 1, (one,))
-            return
-        for start, stop in positions.union([(one.start, one.stop) for one in layers]):
-            while start < stop:
-                # At the borders of row groups, as this project writes them.
-                end = min(stop, (start // ROWS_PER_GROUP + 1) * ROWS_PER_GROUP)
-                within = tuple(one for one in layers if one.start < end and one.stop > start)
-                yield _Piece(model_id, start, end, end - start, within)
-                start = end
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -22,17 +22,18 @@ def union(*sets: Iterable[tuple[int, int]]) -> Intervals:
     return tuple(merged)
 
 
-def difference(start: int, stop: int, done: Intervals) -> Intervals:
-    """The positions from `start` to before `stop` that are not in `done`."""
+def difference(whole: Intervals, done: Intervals) -> Intervals:
+    """The positions of a set that are not in another."""
     left = []
-    for low, high in done:
-        if high <= start or low >= stop:
-            continue
-        if low > start:
-            left.append((start, low))
-        start = max(start, high)
-    if start < stop:
-        left.append((start, stop))
+    for start, stop in whole:
+        for low, high in done:
+            if high <= start or low >= stop:
+                continue
+            if low > start:
+                left.append((start, low))
+            start = max(start, high)
+        if start < stop:
+            left.append((start, stop))
     return tuple(left)
 
 
@@ -51,7 +52,14 @@ def of(positions: ArrayLike) -> Intervals:
     return union([(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
-def share(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:
-    """One of several equal parts of an interval, to within one position."""
-    n = stop - start
-    return start + n * part // parts, start + n * (part + 1) // parts
+def share(whole: Intervals, part: int, parts: int) -> Intervals:
+    """One of several equal parts of a set, to within one position."""
+    n = size(whole)
+    low, high = n * part // parts, n * (part + 1) // parts
+    found, before = [], 0
+    for start, stop in whole:
+        begin, end = max(start, start + low - before), min(stop, start + high - before)
+        if begin < end:
+            found.append((begin, end))
+        before += stop - start
+    return tuple(found)
