@@ -112,6 +112,7 @@ def test_114_models_leave_the_running_ones_and_the_whole_on_the_screen(
 def test_a_log_has_a_line_for_each_end_and_now_and_then_one_between(
     capsys: pytest.CaptureFixture[str],
 ):
+    started = time.monotonic()
     with progress.show(every=0.2) as report:
         report("plan", "tracing", 4, 4)
         report(progress.WHOLE, "models", 0, 2)
@@ -121,9 +122,10 @@ def test_a_log_has_a_line_for_each_end_and_now_and_then_one_between(
             time.sleep(0.02)
         report("beta", "first layer", 0, None)
         report("beta", "done", 2, 2)
+    took = time.monotonic() - started
     first, second, *between, last, end = capsys.readouterr().err.splitlines()
     assert (first, second) == ("plan: tracing 4/4", "[1/2] alpha: already there")
-    assert 1 <= len(between) <= 3, between
+    assert 1 <= len(between) <= took / 0.2, between
     assert all(re.fullmatch(r"beta: filters \d+,000/30,000", line) for line in between)
     assert last == "beta: filters 30,000/30,000"
     assert re.fullmatch(r"\[2/2\] beta: done \(\d\.\d s\)", end)
