@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOTDIR
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
@@ -59,7 +60,10 @@ def temporary(path: Path) -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write piece by piece: under its name at the end, or gone after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:  # a file where the folder should be
+        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), e.filename) from None
     tmp = temporary(path)
     try:
         with tmp.open("wb") as f:
@@ -67,7 +71,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             f.flush()
             os.fsync(f.fileno())
         tmp.replace(path)
-    except BaseException:
+    except BaseException as e:
+        if isinstance(e, OSError) and e.filename == str(tmp):
+            e.filename = str(path)  # the name that somebody gave
         tmp.unlink(missing_ok=True)
         raise
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from builder.bench.build import bare_writer, plain_write
 from builder.bench.page import _plot, _table
 from builder.bench.read import bench_read, stored_filters
 from builder.bench.scale import Took, ask, parts
+from builder.errors import UsageError
+from builder.paper.reference import write_reference
 from builder.sql.catalog import list_queries
 
 
@@ -29,6 +32,12 @@ def test_every_audit_is_asked_and_every_library_reads_all(release: Path) -> None
     assert set(asked) == {"findings"} | {q.name for q in list_queries() if "/" in q.name}
     assert set(ask(release, audits=False)) == {"findings"}
     assert len(bench_read(release)) == 3 + 6  # it checks that each route read every filter
+
+
+def test_reading_a_release_without_filters_is_refused(tmp_path: Path) -> None:
+    write_reference(tmp_path / "reference")
+    with pytest.raises(UsageError, match="holds no filters"):
+        bench_read(tmp_path / "reference")
 
 
 def test_the_parts_of_the_cohort_have_about_the_size_asked_for() -> None:

@@ -237,6 +237,8 @@ def test_a_full_disk_under_the_output_is_one_message(release: Path, form: str):
         (["export", "RELEASE", "cifar10-robust-alpha", "-o", "FOLDER.npz"], "Is a directory"),
         (["export", "RELEASE", "cifar10-robust-alpha", "-o", "/proc/x.npz"], "cannot write /proc"),
         (["record", "RELEASE", "--folder", "/proc/x"], "/proc/x: No such file"),
+        (["report", "RELEASE", "-o", "/proc/x.html"], "error: /proc/x.html: No such file"),
+        (["figures", "RELEASE", "-o", __file__], f"{__file__}: Not a directory"),
     ],
     ids=" ".join,
 )

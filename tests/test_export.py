@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from builder import schema
 from builder.cli.main import app
 from builder.errors import UsageError
+from builder.paper.reference import write_reference
 from builder.release.export import croissant, export_weights
 from builder.release.reader import Release, open_release
 
@@ -83,6 +84,30 @@ def test_a_wrong_request_is_one_clear_message_and_writes_nothing(
     with pytest.raises(UsageError, match=said):
         export_weights(release, model, tmp_path / name, layers=["conv9"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_release_without_filters_has_none_to_export(tmp_path: Path) -> None:
+    write_reference(tmp_path / "reference")
+    published = open_release(tmp_path / "reference")
+    with pytest.raises(UsageError, match=f"has no filters of {published.model_ids[0]}"):
+        export_weights(published, published.model_ids[0], tmp_path / "a.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["reference"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([MODEL, "--croissant"], "it takes no model"),
+        (["--croissant", "--layer", "conv1"], "no layer"),
+        ([MODEL], "where to"),
+        (["-o", "a.npz"], "which model"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(
+    root: Path, options: list[str], said: str
+) -> None:
+    done = CliRunner().invoke(app, ["export", str(root), *options])
+    assert isinstance(done.exception, UsageError) and said in str(done.exception)
 
 
 @pytest.fixture(scope="module")

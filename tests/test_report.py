@@ -402,6 +402,9 @@ def test_commands_print_what_they_wrote(reference: Path, tmp_path: Path) -> None
 def test_a_folder_is_no_page(reference: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         page.write_report(str(reference), tmp_path)
+    with pytest.raises(UsageError, match=r"cannot write the page to study.pdf; expected .html"):
+        page.write_report(str(reference), tmp_path / "study.pdf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_release_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:

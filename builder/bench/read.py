@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from builder import schema
+from builder.errors import UsageError
 from builder.release.manifest import datasets, filter_files, read_manifest
 from builder.release.reader import open_release
 from builder.release.views import connect
@@ -33,6 +34,10 @@ def bench_read(release: Path, rows: int = 131_072) -> dict[str, Any]:
     from datasets import load_dataset
 
     opened = open_release(release)
+    if not opened.manifest["totals"]["filters"]:
+        raise UsageError(
+            f"{release} holds no filters.", hint="expected a release built from networks."
+        )
     names = datasets(opened.manifest)
 
     def streamed() -> int:

@@ -150,12 +150,17 @@ def export(
 
     opened = open_release(release_address(release))
     if croissant:
+        if model_id is not None or layer:
+            raise UsageError("--croissant is of the whole release: it takes no model and no layer.")
         if out is None:
             print_json(exporting.croissant(opened))
         else:
             write_atomic(out, (json.dumps(exporting.croissant(opened), indent=1) + "\n").encode())
         return
     if model_id is None or out is None:
-        raise UsageError("which model, and where to?", hint="builder export RELEASE MODEL -o FILE")
+        raise UsageError(
+            "which model?" if model_id is None else "where to?",
+            hint=f"builder export {release} {model_id or 'MODEL_ID'} -o {out or 'FILE.npz'}",
+        )
     names = exporting.export_weights(opened, model_id, out, layers=layer, view=view)
-    say(f"{out}: {len(names)} layers of {model_id} ({view})")
+    say(f"{out}: {len(names)} {'layer' if len(names) == 1 else 'layers'} of {model_id} ({view})")

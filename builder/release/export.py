@@ -57,6 +57,11 @@ def export_weights(
         )
     schema.check_view(view)
     shapes = _shapes(release, model_id, layers)
+    if not shapes:
+        raise UsageError(
+            f"{release.address} has no filters of {model_id}.",
+            hint="expected a release built from networks.",
+        )
     about = {
         "model_id": model_id,
         "weights": view,

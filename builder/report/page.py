@@ -251,6 +251,8 @@ def write_report(
     """Write the page of a release to a file; returns its bytes. Arguments as `render`."""
     if out.is_dir():
         raise UsageError(f"{out} is a folder.", hint=f"name a file, e.g. {out / 'report.html'}")
+    if out.suffix not in (".html", ".htm"):
+        raise UsageError(f"cannot write the page to {out.name}; expected .html.")
     page = render(address, overlay=overlay, place=place, memory_limit=memory_limit).encode()
     write_atomic(out, page)
     return len(page)
