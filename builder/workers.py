@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -32,6 +33,10 @@ class Needs:
     gpus: int = 0
 
 
+class Stopped(KeyboardInterrupt):
+    """Ends a call whose result nobody waits for any more; no network's code swallows it."""
+
+
 class Workers(Protocol):
     """Who does the work; asked by one thread per call."""
 
@@ -42,10 +47,15 @@ class Workers(Protocol):
         self,
         function: Callable[..., Any],
         *arguments: Any,
+        stop: Event,
         needs: Needs = Needs(),
         report: Report = silent,
     ) -> Any:
-        """`function(*arguments, report)`, wherever that is."""
+        """`function(*arguments, report)`, wherever that is, until its first report after `stop`.
+
+        Raises:
+            Stopped: it was stopped.
+        """
 
 
 class Here:
@@ -58,10 +68,16 @@ class Here:
         self,
         function: Callable[..., Any],
         *arguments: Any,
+        stop: Event,
         needs: Needs = Needs(),
         report: Report = silent,
     ) -> Any:
-        return function(*arguments, report)
+        def report_or_stop(subject: str, what: str, done: int, total: int | None) -> None:
+            if stop.is_set():
+                raise Stopped
+            report(subject, what, done, total)
+
+        return function(*arguments, report_or_stop)
 
 
 HERE = Here()
@@ -132,10 +148,11 @@ class Cluster:
         self,
         function: Callable[..., Any],
         *arguments: Any,
+        stop: Event,
         needs: Needs = Needs(),
         report: Report = silent,
     ) -> Any:
-        """As `Workers.call`, in a task of its own. It is cancelled if `report` raises.
+        """As `Workers.call`, in a task of its own, which is cancelled once it is stopped.
 
         It may run twice where a worker was lost, for a moment even at the same time.
 
@@ -154,6 +171,8 @@ class Cluster:
         try:
             ended: list[Any] = []
             while not ended:
+                if stop.is_set():
+                    raise Stopped
                 ended, _ = ray.wait([ref], timeout=_EVERY)
                 for said in ray.get(self._mailbox.take.remote(key)):
                     report(*said)

@@ -197,6 +197,24 @@ def test_a_driver_that_was_killed_goes_on_when_started_again(
     assert files(out) == local
 
 
+def test_ctrl_c_ends_a_build_without_beginning_what_waits(
+    cluster: Any, many: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    options = ("--cohort", str(many), "--no-first-layer")
+    on_ray = ("--executor", "ray", "--ray-address", cluster.address)
+    words = command(out, *options, *on_ray).words  # type: ignore[attr-defined]
+    driver = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: finished(out) >= 2)
+    begun = log.read_text().count("begins")
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130, said
+    # Two are at work at a time; by the time it is noticed it may be the next two.
+    assert log.read_text().count("begins") <= begun + 4
+    assert finished(out) <= 6
+
+
 def test_a_bad_checkpoint_is_told_as_by_a_local_build(cluster: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.pt"
     bad.write_bytes(b"no checkpoint")

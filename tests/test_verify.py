@@ -26,6 +26,7 @@ from builder.files import file_sha256
 from builder.release.manifest import read_manifest, write_manifest
 from builder.release.reader import open_release
 from builder.release.write import TABLE_SETTINGS, write_table
+from builder.workers import HERE
 
 MODEL = "cifar10-robust-alpha"
 
@@ -399,8 +400,8 @@ def test_whoever_stops_listening_ends_the_work():
             time.sleep(0.01)
             step(0)
 
-    found = in_parallel(work, [0, 1, 2], lambda *said: seen.append(said[2]), "check", 3)
+    found = in_parallel(work, [0, 1, 2], lambda *said: seen.append(said[2]), "check", 3, HERE)
     assert next(found) == 0
-    begun.wait()
+    assert begun.wait(60)
     found.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("verify")]

@@ -71,7 +71,7 @@ def histograms(
         def extent(i: int) -> tuple[float, float]:
             if above[i] <= projectors[i].reach(low, high):
                 return low, high
-            found: tuple[float, float] = workers.call(_extent, projectors[i], low, high)
+            found: tuple[float, float] = workers.call(_extent, projectors[i], low, high, stop=stop)
             return found  # beyond that of the models so far
 
         def counts(i: int) -> NDArray[np.int64]:
@@ -80,7 +80,9 @@ def histograms(
             if (kept := workspace.kept_histograms(model_id, made_of)) is not None:
                 return np.array(kept, np.int64)
             beyond = i not in above
-            found: NDArray[np.int64] = workers.call(_counts, projectors[i], low, high, beyond)
+            found: NDArray[np.int64] = workers.call(
+                _counts, projectors[i], low, high, beyond, stop=stop
+            )
             if not stop.is_set():
                 workspace.keep_histograms(model_id, made_of, found.tolist())
             return found

@@ -26,7 +26,7 @@ from builder.release.manifest import Manifest, read_manifest
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
 from builder.sources.hosts import Resolves
-from builder.workers import HERE, Cluster, Workers
+from builder.workers import HERE, Cluster, Stopped, Workers
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,6 @@ def _still_good(entry: dict[str, Any], spec: ModelSpec) -> bool:
     return measured_by == METRICS_VERSION and not _changed(spec, checkpoint.get("sha256"))
 
 
-class _Stopped(KeyboardInterrupt):
-    """Raised inside a model's work when the build is ending; no network's code swallows it."""
-
-
 def _build_models(
     workspace: Workspace,
     planned: list[PlannedModel],
@@ -191,11 +187,6 @@ def _build_models(
     stop = threading.Event()
     resolves = Resolves()
 
-    def report_or_stop(subject: str, what: str, done: int, total: int | None) -> None:
-        if stop.is_set():
-            raise _Stopped
-        report(subject, what, done, total)
-
     def one(position: int, p: PlannedModel) -> None:
         model_id = p.spec.model_id
         if stop.is_set():
@@ -208,10 +199,11 @@ def _build_models(
             workers.call(
                 build_model,
                 *(workspace, p, options, device, resolves),
+                stop=stop,
                 needs=needs(p, device),
-                report=report_or_stop,
+                report=report,
             )
-        except _Stopped:
+        except Stopped:
             return
         except BuilderError as e:
             traceback.clear_frames(e.__traceback__)  # which hold the checkpoint open

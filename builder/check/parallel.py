@@ -18,10 +18,6 @@ Step = Callable[[int], None]
 """Says that so much more is done."""
 
 
-class _Stopped(Exception):
-    """Ends the work on an item whose results nobody waits for any more."""
-
-
 def in_parallel(
     work: Callable[[Item, Step], Iterable[Found]],
     items: Iterable[Item],
@@ -48,14 +44,12 @@ def in_parallel(
 
         def reported(_: str, what: str, so_far: int, __: int | None) -> None:
             nonlocal done, before
-            if stop.is_set():
-                raise _Stopped
             with lock:
                 done += so_far - before
                 before = so_far
                 report("verify", what, done, total)
 
-        found: list[Found] = workers.call(_all, work, item, what, report=reported)
+        found: list[Found] = workers.call(_all, work, item, what, stop=stop, report=reported)
         return found
 
     todo = list(items)
