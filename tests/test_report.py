@@ -383,6 +383,16 @@ def test_figures_embed_their_font_and_name_the_release(world: Path, tmp_path: Pa
     assert str(manifest["files"][schema.table_path("layers")]["content_hash"]) in captions
 
 
+def test_a_caption_names_the_boxes_that_its_figure_has(world: Path, reference: Path) -> None:
+    of_both, of_published = (
+        [d.caption for d in drawings(str(root))[0] if d.name.startswith("depth-")]
+        for root in (world, reference)
+    )
+    assert len(of_both) == len(of_published) == 3
+    assert all("Narrow boxes: this release; wide, pale ones: published." in c for c in of_both)
+    assert all("Boxes: published values, for" in c for c in of_published)
+
+
 def test_figures_of_nothing_are_a_usage_error(tmp_path: Path) -> None:
     releases.write(tmp_path / "r", {})
     with pytest.raises(UsageError, match="nothing to draw"):

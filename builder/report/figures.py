@@ -109,16 +109,25 @@ def _folded(rows: Iterable[dict[str, Any]], **where: Any) -> Rows:
     ]
 
 
+_BOXES = {
+    ("boxes",): "Boxes: this release.",
+    ("published",): "Boxes: published values, for this release holds no layers.",
+    ("boxes", "published"): "Narrow boxes: this release; wide, pale ones: published.",
+}
+
+
 def _depth(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
     drawings = []
     for metric in vega.METRICS:
         views = []
+        drawn: set[str] = set()
         for dataset in datasets:
             found = {
                 name: _folded(rows[table], metric=metric, dataset=dataset)
                 for name, table in (("boxes", "depth_boxes"), ("published", "depth_published"))
             }
-            if found["boxes"] or found["published"]:
+            drawn |= {name for name, boxes in found.items() if boxes}
+            if any(found.values()):
                 spec = depth.chart(
                     metric,
                     ours=bool(found["boxes"]),
@@ -128,7 +137,7 @@ def _depth(rows: dict[str, Rows], datasets: Sequence[str]) -> list[Drawing]:
         if views:
             caption = (
                 f"{vega.TITLES[metric].capitalize()} by depth, folded weights: one value per "
-                "depth bin and pair member. Narrow boxes: this release; wide, pale ones: published."
+                f"depth bin and pair member. {_BOXES[tuple(sorted(drawn))]}"
             )
             drawings.append(
                 Drawing(f"depth-{metric}", _stacked(views), caption, ("layers", "pairs", "paper"))
