@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOTDIR
@@ -76,6 +79,72 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             e.filename = str(path)  # the name that somebody gave
         tmp.unlink(missing_ok=True)
         raise
+
+
+_SCRATCH = "rfl-scratch-"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, gone at the end; and those that killed processes left go first.
+
+    A process holds a lock on each of its own for as long as it lives, however it ends. On Windows
+    there are no such locks, and what a killed process leaves is left to the system.
+    """
+    _sweep()
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        try:
+            held = _lock(folder, wait=True)
+        except OSError:  # gone, or a file system without locks
+            held = None
+        if folder.exists():  # else another process took it for abandoned before it was locked
+            break
+        _unlock(held)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(held)
+
+
+def _sweep() -> None:
+    """Delete this user's scratch folders that no living process holds."""
+    if sys.platform == "win32":
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        try:
+            if folder.lstat().st_uid != os.geteuid():
+                continue
+            held = _lock(folder, wait=False)
+        except OSError:  # in use, no folder, or gone meanwhile
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(held)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """Lock a folder of this user, no link to one; None where folders cannot be locked.
+
+    Raises:
+        OSError: somebody holds it, and we do not wait.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+def _unlock(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
 
 
 def file_sha256(path: Path) -> str:

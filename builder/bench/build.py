@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from builder.building.model import build_model
 from builder.building.options import Options
 from builder.building.workspace import Workspace
 from builder.cohort.registry import Cohort, load_cohort
+from builder.files import scratch
 from builder.network.device import resolve_device
 from builder.network.plan import make_plan
 from builder.progress import silent
@@ -68,8 +68,8 @@ def bench_build(model: str = LARGE, device: str = "auto", seed: int = 0) -> dict
     cohort = load_cohort("paper").select(model)
     (planned,) = make_plan(Cohort(cohort.name, cohort.models[:1]), silent).models
     options = Options(weights=f"seeded:{seed}", first_layer=False)
-    with tempfile.TemporaryDirectory() as folder:
-        root, on = Path(folder), resolve_device(device)
+    with scratch() as root:
+        on = resolve_device(device)
         workspace = Workspace(root)
         workspace.begin({}, fresh=True)
         build = timed(lambda: build_model(workspace, planned, options, on, Resolves(), silent))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from builder.bench.build import LARGE, Took, bench_build
 from builder.bench.machine import describe, load
 from builder.bench.metrics import bench_metrics
 from builder.bench.read import bench_read
-from builder.files import write_atomic
+from builder.files import scratch, write_atomic
 
 Say = Callable[[str], None]
 
@@ -30,8 +29,7 @@ def bench_all(
         sizes: filters of the releases to build, about.
         largest_full: up to how many filters `verify --full` and the audits run.
     """
-    with tempfile.TemporaryDirectory(prefix="builder-bench-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         before = describe(folder)
         say("first pass over one model")
         one = scale.in_child(bench_build, LARGE, "cpu")

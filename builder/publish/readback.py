@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder import hub, schema
+from builder.files import scratch
 from builder.progress import Report
 from builder.release import content
 from builder.release.card import configs
@@ -48,7 +48,7 @@ def read_back(
     datasets = datasets_of(manifest)
     names = configs(files, datasets)
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="rfl-readback-") as cache, _quiet():
+    with scratch() as cache, _quiet():
         for i, (name, pattern) in enumerate(names.items(), start=1):
             report("publish", "read back", i, len(names) + 1)
             with hub.network_errors(
@@ -99,11 +99,11 @@ def _hash(rows: pa.Table, table: schema.Table, skip: tuple[str, ...] = ()) -> in
         return None
 
 
-def _check_table(repo_id: str, tag: str, name: str, facts: FileFacts, cache: str) -> Iterator[str]:
+def _check_table(repo_id: str, tag: str, name: str, facts: FileFacts, cache: Path) -> Iterator[str]:
     from datasets import load_dataset
 
     table = schema.FILTERS if name == "filters_sample" else schema.TABLES[name]
-    loaded = load_dataset(repo_id, name, split="train", revision=tag, cache_dir=cache)
+    loaded = load_dataset(repo_id, name, split="train", revision=tag, cache_dir=str(cache))
     rows = loaded.with_format("arrow")[:]
     if rows.num_rows != facts["rows"]:
         yield f"{name}: datasets loads {rows.num_rows} rows, not {facts['rows']}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import duckdb
 
 from builder import hub, schema
 from builder.errors import BuilderError, NetworkError, UsageError
-from builder.files import project_file
+from builder.files import project_file, scratch
 from builder.release.manifest import Manifest, filter_files
 from builder.secrets import redact
 
@@ -68,9 +67,9 @@ def connect(
         settings["memory_limit"] = memory_limit
     if threads is not None:
         settings["threads"] = threads
-    with tempfile.TemporaryDirectory(prefix="builder-query-", ignore_cleanup_errors=True) as spill:
+    with scratch() as spill:
         try:
-            con = duckdb.connect(config={**settings, "temp_directory": spill})
+            con = duckdb.connect(config={**settings, "temp_directory": str(spill)})
         except duckdb.Error as e:
             raise UsageError(f"--memory-limit {memory_limit}: {first_line(e)}") from None
         with con:

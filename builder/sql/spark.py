@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from builder import schema
 from builder.errors import UsageError
+from builder.files import scratch
 from builder.release.manifest import filter_files
 from builder.release.reader import Release
 from builder.secrets import redact
@@ -89,19 +89,19 @@ def session(master: str) -> Iterator[SparkSession]:
         )
     logging.getLogger("SQLQueryContextLogger").disabled = True  # what it logs is raised, too
     warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
-    with tempfile.TemporaryDirectory(prefix="builder-spark-", ignore_cleanup_errors=True) as folder:
+    with scratch() as folder:
         start = (
             SparkSession.builder.master(master)
             .appName("builder query")
-            .config("spark.sql.warehouse.dir", folder)
+            .config("spark.sql.warehouse.dir", str(folder))
             .config("spark.sql.ansi.enabled", "false")  # as in DuckDB, x / 0 is no error
         )
         if master.startswith("local"):
             start.config("spark.driver.host", "127.0.0.1")
             start.config("spark.driver.bindAddress", "127.0.0.1")
-            start.config("spark.local.dir", folder)
+            start.config("spark.local.dir", str(folder))
             start.config("spark.ui.enabled", "false")
-        log = Path(folder) / "stderr"
+        log = folder / "stderr"
         try:
             with _stderr_to(log):  # Spark keeps it: its errors are raised, the rest is chatter
                 session = start.getOrCreate()

@@ -1,0 +1,62 @@
+"""Temporary folders: gone at the end, and the next command's business if there was no end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from builder.files import scratch
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+
+HOLD = """
+import sys
+from builder.files import scratch
+with scratch() as folder:
+    (folder / "spilled").write_bytes(b"x")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def tmp(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_killed_process_leaves_goes_with_the_next_command(tmp: Path, signum: int):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD], **pipes, text=True) as process:
+        left = Path(process.stdout.readline().strip())
+        with scratch() as ours, scratch() as another:
+            assert {left, ours, another} == set(tmp.iterdir())  # all three are in use
+        process.send_signal(signum)
+        process.wait()
+        assert [left] == list(tmp.iterdir())
+        with scratch() as ours:
+            assert [ours] == list(tmp.iterdir())
+    assert not list(tmp.iterdir())
+
+
+def test_nothing_else_is_taken_for_a_leftover(tmp: Path):
+    target = tmp / "target"
+    target.mkdir()
+    (tmp / "rfl-scratch-link").symlink_to(target)
+    (tmp / "rfl-scratch-file").write_text("mine")
+    kept = {"target", "rfl-scratch-link", "rfl-scratch-file"}
+    if os.geteuid() == 0:
+        (tmp / "rfl-scratch-others").mkdir()
+        os.chown(tmp / "rfl-scratch-others", 12345, -1)
+        kept.add("rfl-scratch-others")
+    with scratch():
+        pass
+    assert {p.name for p in tmp.iterdir()} == kept
