@@ -139,6 +139,12 @@ def test_an_error_in_sql_itself_does_not_repeat_it(release: Path, sql: str, mess
         ask(release, sql)
 
 
+def test_a_table_that_is_not_there_is_told_with_where_they_are_listed(release: Path) -> None:
+    with pytest.raises(UsageError, match="name nosuch does not exist") as error:
+        ask(release, "select * from nosuch")
+    assert "show tables" in str(error.value.hint)
+
+
 @pytest.mark.parametrize("name", ["sparsity overall", "from", "selected", "with_layers", ""])
 def test_a_name_is_not_taken_for_sql(name: str) -> None:
     with pytest.raises(UsageError, match="no query"):

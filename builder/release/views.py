@@ -194,7 +194,12 @@ def explained(name: str) -> Iterator[None]:
                 hint="connect (unset HF_HUB_OFFLINE), or fetch the release once: "
                 "hf download ORG/NAME --repo-type dataset --revision TAG",
             ) from None
-        raise UsageError(f"{name}: {redact(str(e).strip())}") from None
+        raise UsageError(
+            f"{name}: {redact(str(e).strip())}",
+            hint="`builder query 'show tables'` lists the tables of a release."
+            if "Table with name" in str(e)
+            else "",
+        ) from None
 
 
 def first_line(error: Exception) -> str:
