@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_client import HubClient
+from loopback_hub import Hub, running_hub
 
 from builder.cohort.registry import REQUIRED
 
@@ -88,3 +90,25 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def hub_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, HubClient]]:
+    with running_hub() as hub:
+        client = HubClient(hub.url, tmp_path_factory.mktemp("hf_home"))
+        client.run("import time; time.sleep = lambda seconds: None")  # retries need not wait
+        yield hub, client
+        client.close()
+
+
+@pytest.fixture
+def hub(hub_world: tuple[Hub, HubClient]) -> Hub:
+    """A loopback hub with nothing in it."""
+    hub_world[0].reset()
+    return hub_world[0]
+
+
+@pytest.fixture
+def client(hub_world: tuple[Hub, HubClient]) -> HubClient:
+    """A process with the Hub's clients, pointed at `hub`."""
+    return hub_world[1]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_client import ClientError, HubClient
-from loopback_hub import Fault, Hub, Repo, running_hub
+from loopback_hub import Fault, Hub, Repo
 from test_diff import edit, moved
 from tiny_release import MODELS, Tiny, write_tiny_release
 
@@ -36,26 +35,6 @@ plan = make_plan(Path(root), repo_id, **options)
 print(as_text(plan))
 result = vars(publish(plan))
 """
-
-
-@pytest.fixture(scope="module")
-def world_(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, HubClient]]:
-    with running_hub() as hub:
-        client = HubClient(hub.url, tmp_path_factory.mktemp("hf_home"))
-        client.run("import time; time.sleep = lambda seconds: None")  # retries need not wait
-        yield hub, client
-        client.close()
-
-
-@pytest.fixture
-def hub(world_: tuple[Hub, HubClient]) -> Hub:
-    world_[0].reset()
-    return world_[0]
-
-
-@pytest.fixture
-def client(world_: tuple[Hub, HubClient]) -> HubClient:
-    return world_[1]
 
 
 @pytest.fixture(scope="module")

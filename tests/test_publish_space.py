@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_client import ClientError, HubClient
-from loopback_hub import Fault, Hub, Repo, running_hub
+from loopback_hub import Fault, Hub, Repo
 from tiny_release import Tiny, write_tiny_release
 
 pytest.importorskip("huggingface_hub")
@@ -27,26 +26,6 @@ from builder.publish.plan import make_plan
 from builder.publish.send import publish
 result = vars(publish(make_plan(Path(root), "lens/filters", **given)))
 """
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, HubClient]]:
-    with running_hub() as hub:
-        client = HubClient(hub.url, tmp_path_factory.mktemp("hf_home"))
-        client.run("import time; time.sleep = lambda seconds: None")  # retries need not wait
-        yield hub, client
-        client.close()
-
-
-@pytest.fixture
-def hub(world: tuple[Hub, HubClient]) -> Hub:
-    world[0].reset()
-    return world[0]
-
-
-@pytest.fixture
-def client(world: tuple[Hub, HubClient]) -> HubClient:
-    return world[1]
 
 
 @pytest.fixture(scope="module")
