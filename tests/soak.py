@@ -37,7 +37,8 @@ from loopback_hub import Hub, running_hub
 ID, TAG = "lens/soak", "v0.1.0"
 COHORT = ("--cohort", "mini", "--models", "*WideResNet10_2*", "--no-first-layer")
 GROWTH = 0.5
-"""MiB of resident memory per round that are no leak: half of what the filters of a round take."""
+"""MiB of resident memory per round that are no leak: less than a quarter of what the filters of a
+round take."""
 
 
 @dataclass
@@ -180,7 +181,7 @@ def use_one_arena() -> None:
     """Let all threads share one heap of malloc's.
 
     The Hub answers every connection in a thread of its own, and what is free in the heaps of those
-    that ended stays resident, which looks like a leak.
+    that ended may stay resident and look like a leak.
     """
     m_arena_max = -8
     ctypes.CDLL(None).mallopt(m_arena_max, 1)

@@ -447,6 +447,7 @@ def test_the_query_compares_a_pair_only_where_both_were_measured_at_one_eps() ->
         "as p (robust_model_id, standard_model_id), (select 'cifar10' as dataset, "
         "'Toy' as architecture)"
     )
+    db.execute("create view study_pairs as from pairs")  # which are all of one threat model
     db.execute(
         "create table first_layer as select *, null::int as out_channel, 4 as n_images, "
         "1.0 as response_pre, 1.0 as activation_pass from (values ('a', 8 / 255, 0.5), "
