@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -465,6 +465,7 @@ def test_no_prefix_of_a_checkpoint_is_taken_for_a_checkpoint(tmp_path: Path) -> 
 
 
 @settings(max_examples=200, deadline=None)
+@example(at=14, byte=0x8D, legacy=True)  # a text whose length takes eight bytes: exabytes
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255), legacy=st.booleans())
 def test_a_changed_byte_never_ends_in_anything_but_tensors_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, at: int, byte: int, legacy: bool

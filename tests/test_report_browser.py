@@ -86,7 +86,8 @@ class Visit:
 
     def values(self, figure: str) -> list[dict[str, str]]:
         """The rows of the table behind a figure, as shown."""
-        self.page.locator(f"#{figure} details.behind summary").click()
+        # By keyboard: figures that are drawn meanwhile move what a pointer aims at.
+        self.page.locator(f"#{figure} details.behind summary").press("Enter")
         self.page.wait_for_selector(f"#{figure} .rows td")
         return self.page.evaluate(
             """id => {

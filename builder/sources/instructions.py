@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickletools
-from typing import IO
+from typing import IO, Any
 
 from builder.sources.stored import Malformed
 
@@ -37,6 +37,19 @@ class TooLong(Malformed):
     """A pickle that does not end where it must."""
 
 
+class _Bounded:
+    """A stream that allocates no more for a text than its pickle may have bytes."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self._stream, self._limit = stream, limit
+        self.readline, self.tell = stream.readline, stream.tell
+
+    def read(self, n: int) -> bytes:
+        if n > self._limit:  # a damaged length: up to 2^64
+            raise OverflowError(f"a value of {n:,} bytes")
+        return self._stream.read(n)
+
+
 def scan(stream: IO[bytes], limit: int) -> int:
     """Walk over one pickle's instructions without following them; return where it ends.
 
@@ -53,8 +66,9 @@ def scan(stream: IO[bytes], limit: int) -> int:
     marks: list[int] = []
     memo = bytearray()  # 1 + the depth of what lies there; 0: nothing
     memoized = 0
+    bounded: Any = _Bounded(stream, limit)  # genops takes whatever has its three methods
     try:
-        for i, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+        for i, (opcode, arg, _) in enumerate(pickletools.genops(bounded)):
             name = opcode.name
             if i >= MAX_OPCODES:
                 raise Malformed(f"its pickle has more than {MAX_OPCODES:,} instructions")
