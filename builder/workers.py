@@ -6,16 +6,24 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.progress import Report, silent
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TICK = 0.1
+"""Seconds that a thread which a Ctrl-C is to end waits at a time: an untimed wait is deaf to it on
+Windows, and wherever the system hands the signal to another thread."""
 
 RETRIES = 3
 """Times that Ray starts a task anew after its worker was lost."""
@@ -81,6 +89,31 @@ class Here:
 
 
 HERE = Here()
+
+
+def each_done(futures: Iterable[Future[Result]]) -> Iterator[Result]:
+    """What each work returns, as they end; raises what the first to fail raises."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, TICK, FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+def in_order(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """What the work on each item returns, in the order of the items; all are begun at once.
+
+    What has not begun when the caller stops listening never does.
+    """
+    futures = [pool.submit(work, item) for item in items]
+    try:
+        for future in futures:
+            yield from each_done([future])
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -401,8 +402,9 @@ def test_ctrl_c_ends_a_build_inside_a_model_and_a_later_build_goes_on(tmp_path: 
     def interrupt(subject: str, what: str, done: int, total: int | None) -> None:
         said.append(what.split("-")[-1])  # of TAG-w.pt, a download
         if said[-1] == at and said.count(at) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)  # until the main thread has noticed
+            # The system may hand a signal to any thread: here to this one, not the waiting one.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            time.sleep(2)  # until the main thread has noticed
 
     with serve() as server:
         file = checkpoint(tmp_path / "w.pt", huge, 1)

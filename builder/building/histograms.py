@@ -24,7 +24,7 @@ from builder.metrics import longest
 from builder.metrics.histograms import Projector, histogram_table
 from builder.network.plan import PlannedModel
 from builder.progress import Report
-from builder.workers import Workers
+from builder.workers import Workers, in_order
 
 
 def histograms(
@@ -92,12 +92,12 @@ def histograms(
             for i in ranged:
                 kept, above[i] = longest.read(workspace.longest(planned[i].spec.model_id))
                 low, high = projectors[i].extent(low, high, kept)
-            for i, (lowest, highest) in enumerate(pool.map(extent, ranged), 1):
+            for i, (lowest, highest) in enumerate(in_order(pool, extent, ranged), 1):
                 low, high = min(low, lowest), max(high, highest)
                 report("finish", "histograms, range", i, len(ranged))
             if low > high:  # no filter at all
                 low = high = 0.0
-            for p, found in zip(planned, pool.map(counts, everyone), strict=True):
+            for p, found in zip(planned, in_order(pool, counts, everyone), strict=True):
                 bins = sorted({conv.depth_bin for conv in p.layers})
                 spec = p.spec
                 tables.append(histogram_table(spec.dataset, spec.model_id, bins, found, low, high))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import traceback
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from builder.release.manifest import Manifest, read_manifest
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
 from builder.sources.hosts import Resolves
-from builder.workers import HERE, Cluster, Stopped, Workers
+from builder.workers import HERE, Cluster, Stopped, Workers, each_done
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,9 @@ def _build_models(
     with ThreadPoolExecutor(threads, thread_name_prefix="model") as pool:
         try:
             futures = [pool.submit(one, i, p) for i, p in enumerate(planned, 1)]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for _ in each_done(futures):  # a full disk ends the build, a bad model does not
+                pass
         except BaseException:
             stop.set()
             raise
-        if any(f.exception() for f in done):  # a full disk ends the build, a bad model does not
-            stop.set()
-    for future in futures:
-        future.result()
     return dict(sorted(failures.items()))

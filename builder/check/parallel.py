@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from builder.progress import Report
-from builder.workers import Workers
+from builder.workers import Workers, in_order
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -56,7 +56,7 @@ def in_parallel(
     threads = workers.threads(os.cpu_count() or 1, len(todo))
     with ThreadPoolExecutor(threads, "verify") as pool:
         try:
-            for found in pool.map(one, todo):
+            for found in in_order(pool, one, todo):
                 yield from found
         finally:
             stop.set()

@@ -21,6 +21,7 @@ from builder.release.moments import (
     random_entropy,
     variance_entropy,
 )
+from builder.workers import in_order
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ def measure_layers(layers: Iterable[Layer], workers: int) -> list[Measured]:
     Each layer is the work of one thread, so that no number depends on how many there are.
     """
     with one_thread(), ThreadPoolExecutor(workers, "measure") as pool:
-        return list(pool.map(measure_layer, layers))
+        return list(in_order(pool, measure_layer, layers))
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from builder.progress import Report
+from builder.workers import TICK
 
 T = TypeVar("T")
-_TICK = 0.1  # seconds; how soon a Ctrl-C is seen
 
 
 class _Left(BaseException):
@@ -44,7 +44,7 @@ def watch(work: Callable[[Report], T], subject: str, report: Report) -> T:
     threading.Thread(target=run, name=f"fetch {subject}", daemon=True).start()
     told = None
     try:
-        while not wait([outcome], _TICK).done:
+        while not wait([outcome], TICK).done:
             # A whole file is told once, then its check is what takes the time.
             again = said is told and said[3] is not None and said[2] == said[3]
             told = said
