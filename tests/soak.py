@@ -235,7 +235,11 @@ def more_than(before: dict[str, int], patience: float = 5.0) -> list[str]:
 
 
 def growth(held: list[float]) -> float:
-    """MiB per round: the median slope between the rounds behind the first quarter (Theil-Sen)."""
+    """MiB per round: the median slope between the rounds behind the first quarter (Theil-Sen).
+
+    One step hardly moves it: Python's table of interned strings doubles once, by 3.7 MiB, near
+    round 19.
+    """
     kept = list(enumerate(held))[len(held) // 4 :]
     slopes = [(b - a) / (j - i) for i, a in kept for j, b in kept if j > i]
     return statistics.median(slopes) if slopes else 0.0
