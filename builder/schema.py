@@ -176,7 +176,12 @@ LAYER_GRAPH = (
     Column("groups", pa.int32(), "Groups of the convolution."),
     Column("stride", pa.int16(), "Stride along the rows."),
     Column("n_filters", pa.int64(), "3x3 filters: out_channels * in_channels."),
-    Column("bn_layer", _TEXT, "Module path of the BatchNorm folded in; null where none.", True),
+    Column(
+        "bn_layer",
+        _TEXT,
+        "Module path of the BatchNorm folded in; of several in a row, all; null where none.",
+        True,
+    ),
 )
 """Columns of `layers` that need no weights."""
 

@@ -17,12 +17,12 @@ from builder.metrics.layer import measure_layer, measure_layers
 from builder.metrics.orthogonality import orthogonality
 from builder.metrics.sums import one_view
 from builder.network.extract import Layer, bn_scale
-from builder.network.trace import TracedConv
+from builder.network.trace import Norm, TracedConv
 
 
 def conv_of(weight: torch.Tensor) -> TracedConv:
     out, inside, *_ = weight.shape
-    return TracedConv("c", "c.weight", 0, 0.0, out, inside, (3, 3), 1, 1, None, None)
+    return TracedConv("c", "c.weight", 0, 0.0, out, inside, (3, 3), 1, 1)
 
 
 def measure(weight: torch.Tensor, scale: torch.Tensor | None = None) -> dict[str, dict]:
@@ -258,14 +258,13 @@ def test_folding_flips_signs_and_changes_sparsity_but_not_orthogonality():
 
 
 def test_bn_scale_is_gamma_over_the_deviation():
-    conv = TracedConv(
-        "c", "c.weight", 0, 0.0, 2, 1, (3, 3), 1, 1, "bn", 1e-5, "bn.weight", "bn.running_var"
-    )
+    norm = Norm("bn.weight", "bn.running_var", 1e-5)
+    conv = TracedConv("c", "c.weight", 0, 0.0, 2, 1, (3, 3), 1, 1, (norm,))
     state = {"bn.running_var": torch.tensor([4.0, 0.25]), "bn.weight": torch.tensor([2.0, -1.0])}
     scale = bn_scale(conv, state)
     assert scale is not None
     np.testing.assert_allclose(scale, [1, -2], rtol=1e-4)
-    scale = bn_scale(replace(conv, bn_weight=None), state)  # affine=False
+    scale = bn_scale(replace(conv, norms=(replace(norm, weight=None),)), state)  # affine=False
     assert scale is not None
     np.testing.assert_allclose(scale, [0.5, 2], rtol=1e-4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -325,7 +326,7 @@ def test_the_index_is_of_the_installed_packages() -> None:
     for name in OWN:
         made = entry(name, "cifar10")
         assert by_name[name].core == made["core"], f"{name}: run `python -m builder.measure.index`"
-        assert [vars(c) for c in by_name[name].convs] == made["convs"]
+        assert [asdict(c) for c in by_name[name].convs] == made["convs"]
 
 
 def test_a_loop_over_one_model_does_not_grow() -> None:

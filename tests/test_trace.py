@@ -11,7 +11,7 @@ from torch import nn
 
 from builder.errors import BuilderError
 from builder.network.extract import iter_layers
-from builder.network.trace import depth_bin, trace
+from builder.network.trace import Norm, depth_bin, trace
 from builder.sources.fetch import construct
 
 CONSTRUCTORS = [
@@ -108,11 +108,26 @@ NOT_FOLDED = {
 }
 
 
-@pytest.mark.parametrize("case", [*FOLDED, *NOT_FOLDED])
-def test_a_scale_is_folded_where_the_export_folds_it_and_only_there(case: str):
-    model = randomise(Folding((FOLDED | NOT_FOLDED)[case]), seed=2)
+CASTS = {
+    "to": lambda y: y.to(torch.float32),
+    "float": lambda y: y.float(),
+    "type": lambda y: y.type(torch.float32),
+    "to a device": lambda y: y.to(y.device),
+    "cpu": lambda y: y.cpu(),
+    "not read": lambda y: (y.float(), y)[1],
+}
+
+
+def folding(rest) -> Folding:
+    model = randomise(Folding(rest), seed=2)
     for tensor in (model.gain, model.gamma, model.var):
         tensor.data.uniform_(0.5, 2)
+    return model
+
+
+@pytest.mark.parametrize("case", [*FOLDED, *NOT_FOLDED])
+def test_a_scale_is_folded_where_the_export_folds_it_and_only_there(case: str):
+    model = folding((FOLDED | NOT_FOLDED)[case])
     (exported,) = read_onnx(model, 8)
     (layer,) = iter_layers(trace(model, 8), model.state_dict())
     assert (layer.bn_scale is not None) == (case in FOLDED)
@@ -122,20 +137,50 @@ def test_a_scale_is_folded_where_the_export_folds_it_and_only_there(case: str):
     ).numpy().tobytes() == exported.weight.tobytes()
 
 
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_cast_that_changes_nothing_was_looked_through_where_the_export_keeps_it(cast: str):
+    model = folding(lambda m, y: m.bn(CASTS[cast](y)))
+    (exported,) = read_onnx(model, 8)
+    (layer,) = iter_layers(trace(model, 8), model.state_dict())
+    assert layer.bn_scale is None
+    assert layer.weight.numpy().tobytes() == exported.weight.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("rest", "folded"),
+    [
+        pytest.param(lambda m, y: m.norm(m.bn(y)), "bn, var", id="in a row"),
+        pytest.param(lambda m, y: m.bn(m.norm(m.bn(y))), "bn, var, bn", id="three"),
+        pytest.param(lambda m, y: m.norm(m.bn(y).float()), "bn", id="a cast between"),
+        pytest.param(lambda m, y: (m.norm(z := m.bn(y)), z), "bn", id="the first is returned"),
+        pytest.param(lambda m, y: m.norm(z := m.bn(y)) + z, "bn", id="the first is read again"),
+        pytest.param(lambda m, y: (y.relu(), m.norm(m.bn(y)))[1], "bn, var", id="dead"),
+    ],
+)
+def test_of_batchnorms_in_a_row_only_the_first_was_folded(rest, folded: str):
+    model = folding(rest)
+    (exported,) = read_onnx(model, 8)
+    (layer,) = iter_layers(trace(model, 8), model.state_dict())
+    assert layer.conv.bn_layer == folded
+    np.testing.assert_allclose(
+        layer.weight * layer.bn_scale[:, None, None, None], exported.weight, rtol=3e-7
+    )
+
+
 def test_a_write_into_a_part_of_the_output_prevents_folding():
     def rest(m: Folding, y: torch.Tensor) -> torch.Tensor:
         y[:, :2] = 0
         return m.bn(y)
 
     assert on_meta(lambda: Folding(rest))[0].bn_layer is None
-    assert on_meta(lambda: Folding(lambda m, y: (y.detach().relu_(), m.bn(y))[1]))[0].bn_var is None
+    assert on_meta(lambda: Folding(lambda m, y: (y.detach().relu_(), m.bn(y))[1]))[0].norms == ()
 
 
 def test_a_batchnorm_is_named_by_the_module_of_its_variance():
     (conv,) = on_meta(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    assert (conv.bn_layer, conv.bn_weight, conv.bn_var) == ("1", "1.weight", "1.running_var")
+    assert (conv.bn_layer, conv.norms) == ("1", (Norm("1.weight", "1.running_var", 1e-5),))
     (conv,) = on_meta(lambda: Folding(FOLDED["a gain of another module"]))
-    assert (conv.bn_layer, conv.bn_weight, conv.bn_var) == ("var", "gain", "var")
+    assert (conv.bn_layer, conv.norms) == ("var", (Norm("gain", "var", 1e-3),))
 
 
 def on_meta(make):
@@ -168,7 +213,8 @@ def test_a_convolution_whose_output_is_dropped_is_no_part_of_the_network():
             return self.bn(y)
 
     (conv,) = on_meta(Dropped)
-    assert (conv.layer, conv.bn_layer, conv.bn_eps) == ("conv", "bn", 0.25)
+    assert (conv.layer, conv.bn_layer) == ("conv", "bn")
+    assert [norm.eps for norm in conv.norms] == [0.25]
 
 
 def test_a_second_consumer_of_the_output_prevents_folding():
@@ -195,7 +241,7 @@ def test_a_batchnorm_without_running_statistics_is_not_folded(affine: bool):
         return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
 
     (conv,) = on_meta(make)
-    assert (conv.bn_layer, conv.bn_eps) == (None, None)
+    assert (conv.bn_layer, conv.norms) == (None, ())
     (layer,) = iter_layers([conv], make().state_dict())
     assert layer.bn_scale is None
 

@@ -20,7 +20,7 @@ from builder.errors import BuilderError
 from builder.files import write_atomic
 from builder.measure.recognise import INDEX, digest, split, without_prefix
 from builder.network.plan import plan_network
-from builder.network.trace import TracedConv
+from builder.network.trace import Norm, TracedConv
 from builder.sources.compat import import_torchvision
 from builder.sources.constructors import construct_on_meta
 
@@ -91,12 +91,13 @@ def _essential(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _bare(conv: TracedConv, prefix: str) -> TracedConv:
     """A convolution named without the prefix that all keys share."""
-    named: dict[str, Any] = {
-        name: value.removeprefix(prefix)
-        for name, value in asdict(conv).items()
-        if isinstance(value, str)
-    }
-    return replace(conv, **named)
+
+    def bare(what: Norm | TracedConv) -> dict[str, Any]:
+        texts = {k: v for k, v in vars(what).items() if isinstance(v, str)}
+        return {k: v.removeprefix(prefix) for k, v in texts.items()}
+
+    norms = tuple(replace(norm, **bare(norm)) for norm in conv.norms)
+    return replace(conv, **bare(conv), norms=norms)
 
 
 def make_index() -> dict[str, Any]:

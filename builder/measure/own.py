@@ -286,8 +286,6 @@ def _as_stored(state: Mapping[str, Tensor]) -> list[TracedConv]:
             kernel_size=(value.shape[2], value.shape[3]),
             groups=1,
             stride=1,
-            bn_layer=None,
-            bn_eps=None,
         )
         for key, value in state.items()
         if value.dim() == 4

@@ -19,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from builder.network.trace import TracedConv
+from builder.network.trace import Norm, TracedConv
 
 INDEX = "architectures.json.gz"
 Shape = tuple[int, ...]
@@ -137,6 +137,7 @@ def _from_json(entry: dict[str, Any]) -> Architecture:
     convs = []
     for row in entry["convs"]:
         row["kernel_size"] = tuple(row["kernel_size"])
+        row["norms"] = tuple(Norm(**norm) for norm in row["norms"])
         convs.append(TracedConv(**row))
     return Architecture(
         tuple(entry["constructors"]),

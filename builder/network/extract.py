@@ -27,7 +27,7 @@ class Layer:
         index: order among the 3x3 layers of the network.
         conv: where the layer sits.
         weight: (out_channels, in_channels, 3, 3) float32, as trained.
-        bn_scale: (out_channels,) float32, the factor of the BatchNorm folded in; None for none.
+        bn_scale: (out_channels,) float32, the factor of what BatchNorm is folded in; None for none.
         reparametrized: how `weight` was computed (`schema.LAYERS`); None where it was stored.
     """
 
@@ -41,17 +41,20 @@ class Layer:
 def bn_scale(conv: TracedConv, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """gamma / sqrt(running_var + eps), (out_channels,) float32, of the BatchNorm `conv` folds with.
 
-    None where `conv` folds with none (trace.py says when).
+    None where `conv` folds with none (trace.py says when); of several, the product.
     The operations, their order and their precision are those of PyTorch's ONNX export in
-    evaluation mode, so `weight * bn_scale` is bit for bit the exported weight.
+    evaluation mode, so `weight * bn_scale` is bit for bit the exported weight (with several
+    BatchNorms, which the export multiplies in one after the other, to the last digits).
     """
-    if conv.bn_var is None or conv.bn_eps is None:
-        return None
     import torch
 
-    deviation = state[conv.bn_var].float().add(conv.bn_eps).sqrt()
-    gamma = torch.ones_like(deviation) if conv.bn_weight is None else state[conv.bn_weight]
-    return gamma.float().div(deviation)
+    scale: torch.Tensor | None = None
+    for norm in conv.norms:
+        deviation = state[norm.var].float().add(norm.eps).sqrt()
+        gamma = torch.ones_like(deviation) if norm.weight is None else state[norm.weight]
+        factor = gamma.float().div(deviation)
+        scale = factor if scale is None else scale * factor
+    return scale
 
 
 def iter_layers(

@@ -1,16 +1,18 @@
 """What a network runs: its convolutions, their depth, and the BatchNorm each folds with.
 
 One forward pass in evaluation mode, on the `meta` device where the network runs there (shapes only:
-no memory, no arithmetic), under a dispatch mode that sees every ATen operator. From the operators a
-graph of values is kept, and read as the paper read its ONNX exports (paper section 3; BatchNorm
-folding as in the evaluation-mode export): a BatchNorm is folded in where it alone reads the
-convolution's output, the network does not return that output, and the BatchNorm's operands are the
-very tensors of the state dict. One with a computed scale, or with the statistics of its batch
+no memory, no arithmetic), under a dispatch mode that sees every ATen operator, and a function mode
+that sees the casts which need none. From these a graph of values is kept, and read as the paper
+read its ONNX exports (paper section 3; BatchNorm folding as in the evaluation-mode export): a
+BatchNorm is folded in where it alone reads the convolution's output, the network does not return
+that output, and the BatchNorm's operands are the very tensors of the state dict; so is another one
+that alone reads the first one's. One with a computed scale, or with the statistics of its batch
 (track_running_stats=False), has no fixed scale: there the two views are equal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,20 @@ class ForwardError(BuilderError):
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A BatchNorm of fixed statistics, whose operands are all stored: state-dict names of its scale
+    (None: 1) and running variance, and its epsilon."""
+
+    weight: str | None
+    var: str
+    eps: float
+
+    @property
+    def layer(self) -> str:
+        return self.var.rpartition(".")[0] or self.var
+
+
+@dataclass(frozen=True)
 class TracedConv:
     """One executed convolution. Names are dotted paths into the traced model."""
 
@@ -41,10 +57,11 @@ class TracedConv:
     kernel_size: tuple[int, int]
     groups: int
     stride: int
-    bn_layer: str | None  # BatchNorm with running statistics that alone consumes the output
-    bn_eps: float | None
-    bn_weight: str | None = None  # state-dict names of that BatchNorm's scale (None: 1)
-    bn_var: str | None = None  # and running variance
+    norms: tuple[Norm, ...] = ()  # the BatchNorms that fold with it, in their order
+
+    @property
+    def bn_layer(self) -> str | None:
+        return ", ".join(n.layer for n in self.norms) or None
 
     @property
     def is_3x3(self) -> bool:
@@ -75,7 +92,7 @@ class _Value:
     inputs: tuple[_Value, ...] = ()
     consumers: list[_Value] = field(default_factory=list)
     conv: _Conv | None = None
-    norm: _Norm | None = None
+    norm: Norm | None = None
     activation: str | None = None
 
 
@@ -91,17 +108,11 @@ class _Conv:
     foldable: bool  # no bias, or one that is stored
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """A BatchNorm of fixed statistics, whose operands are all stored. Names, and its epsilon."""
-
-    weight: str | None
-    var: str
-    eps: float
-
-
 _SAME = {"aten::alias", "aten::clone", "aten::detach", "aten::lift_fresh"}
 """Operators that make no new value; the ONNX export drops them."""
+_CASTS = ("to", "type", "float", "double", "half", "bfloat16", "cpu")
+"""Methods of a tensor that return it itself where it is already what they make it. They run no
+operator then, and the ONNX export keeps each of them all the same, between whatever it stands."""
 _CONVOLUTION = {
     "aten::convolution",
     "aten::_convolution",
@@ -172,6 +183,13 @@ class _Graph:
         if (name in _SAME or name == "aten::_to_copy") and id(read[0]) in self.stored:
             self.stored[id(results[0])] = self.stored[id(read[0])]
 
+    def cast(self, tensor: torch.Tensor) -> None:
+        """A tensor was cast to what it is: whoever reads it from now on reads a new value."""
+        if (source := self.values.get(id(tensor))) is not None:
+            value = self.values[id(tensor)] = _Value(1 + source.depth, (source,))
+            source.consumers.append(value)
+            self.order.append(value)
+
     def _conv(self, args: tuple[Any, ...]) -> _Conv:
         weight, bias, stride, groups = args[1], args[2], args[3], args[8]
         out_channels, in_channels, height, width = weight.shape
@@ -184,12 +202,12 @@ class _Graph:
             foldable=bias is None or id(bias) in self.stored,
         )
 
-    def _norm(self, name: str, args: tuple[Any, ...]) -> _Norm | None:
+    def _norm(self, name: str, args: tuple[Any, ...]) -> Norm | None:
         weight, var = args[1], args[4]
         by_batch = name == _EITHER_BATCH_NORM and bool(args[5])
         if by_batch or any(t is not None and id(t) not in self.stored for t in args[1:5]):
             return None
-        return _Norm(self.stored.get(id(weight)), self.stored[id(var)], float(args[-1]))
+        return Norm(self.stored.get(id(weight)), self.stored[id(var)], float(args[-1]))
 
 
 def _record(
@@ -197,6 +215,7 @@ def _record(
 ) -> tuple[list[_Value], list[_Value]]:
     """Every value of one forward pass in order of execution, and the values returned."""
     import torch
+    from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
     devices = {p.device for p in model.parameters()}
@@ -215,7 +234,18 @@ def _record(
             graph.observe(func, args, kwargs, output)
             return output
 
-    with torch.no_grad(), Recorder():  # type: ignore[no-untyped-call]
+    casts = {getattr(torch.Tensor, name) for name in _CASTS}
+
+    class Casts(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            output = func(*args, **(kwargs or {}))
+            if func in casts and output is args[0]:
+                graph.cast(output)
+            return output
+
+    with torch.no_grad(), Recorder(), Casts():  # type: ignore[no-untyped-call]
         output = model(image)
     outputs = [graph.values[id(t)] for t in tensors(output) if id(t) in graph.values]
     if not outputs:
@@ -250,6 +280,16 @@ def _reachable(outputs: list[_Value]) -> set[int]:
             seen.add(id(value))
             stack.extend(value.inputs)
     return seen
+
+
+def _folding(value: _Value, live: set[int], returned: set[int]) -> Iterator[Norm]:
+    """The BatchNorms behind a convolution of this value, as long as nothing else reads it."""
+    while id(value) not in returned:
+        readers = [c for c in value.consumers if id(c) in live]
+        if len(readers) != 1 or readers[0].norm is None:
+            return
+        value = readers[0]
+        yield readers[0].norm
 
 
 def trace(model: nn.Module, image_size: int) -> list[TracedConv]:
@@ -304,9 +344,6 @@ def trace_all(model: nn.Module, image_size: int) -> tuple[list[TracedConv], froz
                 hint="only weights that are parameters of the model can be extracted.",
             )
         rank, last = ranks[value.depth], len(ranks) - 1
-        consumers = [c for c in value.consumers if id(c) in live]
-        alone = conv.foldable and len(consumers) == 1 and id(value) not in returned
-        norm = consumers[0].norm if alone else None
         out_channels, in_channels, height, width = conv.shape
         described = TracedConv(
             layer=schema.layer_name(conv.weight),
@@ -318,10 +355,7 @@ def trace_all(model: nn.Module, image_size: int) -> tuple[list[TracedConv], froz
             kernel_size=(height, width),
             groups=conv.groups,
             stride=conv.stride,
-            bn_layer=(norm.var.rpartition(".")[0] or norm.var) if norm else None,
-            bn_eps=norm.eps if norm else None,
-            bn_weight=norm.weight if norm else None,
-            bn_var=norm.var if norm else None,
+            norms=tuple(_folding(value, live, returned)) if conv.foldable else (),
         )
         # One weight executed twice is one layer: it sits where it first runs.
         traced.setdefault(conv.weight, described)
