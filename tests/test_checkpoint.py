@@ -14,7 +14,7 @@ import tarfile
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from toy_networks import Tabled, Toy
 
+from builder import open_release
 from builder.errors import BuilderError
 from builder.sources import unpickle
 from builder.sources.checkpoint import Checkpoint, read_checkpoint
@@ -822,9 +824,10 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, done.stderr
 """
 
 
-def peak_of_a_build(folder: Path, files: list[str]) -> tuple[int, str]:
+def peak_of_a_build(folder: Path, files: list[str], network: str = "Toy") -> tuple[int, str]:
     """Largest resident memory of a build of one model per file, and what it says."""
-    lines = [f"net{i},cifar10,true,Toy,toy_networks:Toy,{name}" for i, name in enumerate(files)]
+    constructor = f"toy_networks:{network}"
+    lines = [f"net{i},cifar10,true,Toy,{constructor},{name}" for i, name in enumerate(files)]
     header = "network,dataset,robust,architecture,constructor,checkpoint"
     (folder / "c.csv").write_text("\n".join([header, *lines]))
     options = ["build", "--cohort", "c.csv", "--out", "out", "--fresh", "--jobs", "1", "--quiet"]
@@ -862,6 +865,51 @@ def test_a_file_of_10_gb_that_is_no_checkpoint_took_hundreds_of_megabytes(tmp_pa
     peak, said = peak_of_a_build(tmp_path, files)
     assert all(f"{name} is " in said for name in files), said
     assert peak < least + (32 << 20), f"{(peak - least) >> 20} MB more"
+
+
+@pytest.fixture
+def beyond_4_gib(tmp_path: Path) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
+    """torch's zip file of a `Tabled`, whose table is a hole in the file, and its other weights."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.device("meta"):
+        model = Tabled()
+    state = model.state_dict()
+    weights = {k: torch.rand(t.shape).to(t.dtype) for k, t in state.items() if k != "table.weight"}
+    table = torch.empty(state["table.weight"].shape)  # memory that nothing touches
+    path = tmp_path / "tabled.pt"
+    with torch.serialization.skip_data():
+        torch.save({k: weights.get(k, table) for k in state}, path)
+    with FakeTensorMode():
+        places = torch.load(path)
+    with path.open("r+b") as f:
+        for name, tensor in weights.items():
+            f.seek(places[name].untyped_storage()._checkpoint_offset)
+            f.write(tensor.numpy().tobytes())
+    yield path, weights
+    path.unlink()
+
+
+@pytest.mark.slow
+def test_weights_beyond_4_gib_were_read_from_elsewhere_or_all_of_the_file_was(
+    tmp_path: Path, beyond_4_gib: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    path, weights = beyond_4_gib
+    assert path.stat().st_size > 4.4e9
+    checkpoint = read_checkpoint(path)
+    begins = {k: checkpoint._extents[t.storage.key][0] for k, t in checkpoint.tree.items()}
+    assert begins["grouped.weight"] < 1 << 20 and begins["last.weight"] > 1 << 32
+    assert same(load_all(checkpoint, {k: checkpoint.tree[k] for k in weights}), weights)
+
+    save(Toy().state_dict(), tmp_path / "small.pt")
+    least, _ = peak_of_a_build(tmp_path, ["small.pt"])
+    peak, said = peak_of_a_build(tmp_path, [path.name], "Tabled")
+    assert "1 models" in said, said
+    release = open_release(tmp_path / "out")
+    for layer in ("conv1", "grouped", "last"):
+        found = release.weight(release.model_ids[0], layer)
+        assert found.tobytes() == weights[f"{layer}.weight"].numpy().tobytes(), layer
+    assert peak < least + (64 << 20), f"{(peak - least) >> 20} MB more"
 
 
 def test_a_folder_of_shards_is_named(tmp_path: Path) -> None:

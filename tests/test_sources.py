@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import socket
+import subprocess
 import sys
 import tarfile
 from collections import OrderedDict
@@ -889,6 +890,17 @@ def test_constructors_of_every_kind_build_without_memory(constructor: str) -> No
     with torch.device("meta"):
         model = sources.construct(constructor)
     assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_the_first_network_of_a_process_was_made_on_the_cpu_after_all() -> None:
+    code = (
+        "from builder.sources.constructors import construct_on_meta as make\n"
+        "print({p.device.type for p in make('toy_networks:Toy').parameters()})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert done.stdout == "{'meta'}\n", done.stdout + done.stderr
 
 
 def test_an_instance_has_the_constructors_element_type_and_shares_memory() -> None:

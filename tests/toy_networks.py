@@ -65,6 +65,16 @@ class Chain(nn.Module):
         return self.last(torch.relu(self.single(x))).mean(dim=(2, 3))
 
 
+class Tabled(Toy):
+    """Beside its filters a table of 4.4 GB, which stands before most of them in a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        behind = {name: self._modules.pop(name) for name in ("point", "last", "fc")}
+        self.table = nn.Embedding(1_100_000, 1000)
+        self._modules |= behind
+
+
 class OneLogit(Toy):
     """One logit: its first layer answers to random signs, and there is no class to attack."""
 

@@ -50,7 +50,8 @@ def construct_on_meta(constructor: str) -> nn.Module:
     make = _maker(constructor)
 
     def on_meta() -> Any:
-        with _modules_are_real(), torch.device("meta"), _small_constants_are_real():
+        # The device first: what it imports itself cannot be run on another device.
+        with torch.device("meta"), _modules_are_real(), _small_constants_are_real():
             return make()
 
     try:
