@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from builder.check.recompute import recompute
@@ -35,7 +35,8 @@ def assert_close(have: object, value: object, tolerance: float, name: str) -> No
         assert have == value, name
     else:
         largest = float(np.abs(value).max())
-        np.testing.assert_allclose(have, value, 0, tolerance * largest + 1e-14, err_msg=name)
+        # Of a single direction the entropy is 0: what the eigenvalues' rounding makes of it.
+        np.testing.assert_allclose(have, value, 0, tolerance * largest + 1e-12, err_msg=name)
 
 
 def gaussian(out: int, inside: int, seed: int = 0) -> torch.Tensor:
@@ -159,6 +160,7 @@ def test_power_of_two_scales_and_permutations_change_nothing(seed: int, out: int
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12), st.booleans())
+@example(8507, 3, 1, False)  # two filters that are not sparse: a single direction
 def test_both_views_agree_with_numpy(seed: int, out: int, inside: int, dead: bool):
     weight = gaussian(out, inside, seed)
     weight[: out // 2] *= 1e-3
