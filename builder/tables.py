@@ -84,23 +84,26 @@ def cell(value: Any) -> str:
     """A value for human eyes, on one line: six significant digits, nothing for null."""
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
         return "[" + ", ".join(map(cell, value)) + "]"
-    line = " ".join(str(value).split())
+    line = " ".join(exact(value).split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
-def field(value: Any) -> str:
-    """A value between two tabs: every digit, true or false, lists as JSON, nothing for null."""
+def exact(value: Any) -> str:
+    """A value for programs: every digit, true or false, lists as JSON, nothing for null."""
     if value is None:
         return ""
     if isinstance(value, bool | list | dict):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    return re.sub(r"[\t\r\n]+", " ", str(value))
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def field(value: Any) -> str:
+    """An exact value between two tabs, on one line."""
+    return re.sub(r"[\t\r\n]+", " ", exact(value))
 
 
 def _fitting(widths: Sequence[int], width: int) -> list[int | None]:

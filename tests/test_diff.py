@@ -237,6 +237,19 @@ def test_a_folder_whose_name_is_a_pattern_or_an_address_is_compared_itself(
     assert [t.table for t in d.tables] == ["models"] and d.tables[0].changed_rows == len(MODELS)
 
 
+def test_a_hundred_added_models_stood_on_one_line(first: Path, tmp_path: Path) -> None:
+    new = tuple(Tiny(f"New{i}", partner="Plain") for i in range(15))
+    d = diff(first, write_tiny_release(tmp_path / "b", models=(*MODELS, *new)))
+    lines = as_text(d).splitlines()
+    at = lines.index("models added (15):")
+    assert lines[at + 1 : at + 11] == [f"  {name}" for name in d.models_added[:10]]
+    assert lines[at + 11] == "  and 5 more; --json has all"
+    names = ", ".join(d.models_added[:3])
+    assert f"minor: models added: {names} and 12 more" in d.reasons
+    assert max(map(len, lines[2:])) < 200
+    assert len(asdict(d)["models_added"]) == 15
+
+
 def test_a_removed_model_is_a_major_change(first: Path, tmp_path: Path) -> None:
     d = diff(first, write_tiny_release(tmp_path / "b", models=MODELS[1:]))
     assert d.bump == "major" and d.models_removed == [MODELS[0].model_id]

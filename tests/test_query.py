@@ -201,6 +201,13 @@ def test_a_table_in_a_pipe_is_tab_separated_and_whole(release: Path) -> None:
     assert lines[:2] == ["n\tx\ty", "0\t\t[0.5]"] and len(lines) == 1001 and said == ""
 
 
+@pytest.mark.parametrize("form", ["csv", "table", "json", "markdown"])
+def test_true_was_spelled_otherwise_in_every_format(release: Path, form: str) -> None:
+    text = ask(release, "select true as a, false as b, [true, null] as c", form)[0].decode()
+    assert "true" in text and "false" in text
+    assert not any(word in text for word in ("True", "False", "yes", "None"))
+
+
 def test_a_parameter_is_a_variable_of_the_query(release: Path) -> None:
     model = "cifar10-robust-Cedar"
     out, _ = ask(release, "audit/sparsity", params=(f"model_id={model}",))

@@ -49,8 +49,8 @@ def test_a_wide_terminal_shows_all_of_it_numbers_flush_right(monkeypatch: pytest
     assert said == "" and len(lines) == 3
     assert [line.rstrip() for line in lines] == [
         "model_id          title                 n_filters  share  robust  ratios       source",
-        "cifar10-robust-a  One tab and a break        1200    0.3  yes     [0.5, 0.25]",
-        "cifar10-robust-b  [red]no markup[/red]          7         no      []           "
+        "cifar10-robust-a  One tab and a break        1200    0.3  true    [0.5, 0.25]",
+        "cifar10-robust-b  [red]no markup[/red]          7         false   []           "
         "https://example.org/",
     ]
 

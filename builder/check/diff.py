@@ -19,6 +19,11 @@ from builder.release.manifest import FileFacts
 from builder.release.reader import Release, open_release
 from builder.release.versions import BUMPS, next_version
 
+SHOWN = 10
+"""Names of one kind that the text lists."""
+NAMED = 3
+"""Names that a reason gives."""
+
 
 @dataclass(frozen=True)
 class TableChange(RowChanges):
@@ -104,7 +109,7 @@ def diff(a: str | Path | Release, b: str | Path | Release, *, values: bool = Tru
     )
     reasons = sorted(_reasons(result, only_added), key=lambda r: -BUMPS.index(r[0]))
     if result.files_changed and not reasons:
-        reasons = [("patch", f"other bytes, same content: {', '.join(result.files_changed)}")]
+        reasons = [("patch", f"other bytes, same content: {_some(result.files_changed)}")]
     bump = reasons[0][0] if reasons else "none"
     said = [f"{level}: {text}" for level, text in reasons]
     version = next_version(result.a["version"], bump)
@@ -144,7 +149,7 @@ def _reasons(d: Diff, only_added: bool) -> Iterator[tuple[str, str]]:
         ("minor", d.tables_added, "tables added"),
     ):
         if names:
-            yield level, f"{text}: {', '.join(names)}"
+            yield level, f"{text}: {_some(names)}"
     for t in d.tables:
         name = t.path or t.table
         if t.path == schema.SAMPLE:
@@ -205,6 +210,21 @@ def _compare(old: Release, new: Release, path: str, values: bool) -> Iterator[Ta
         yield change
 
 
+def _some(names: list[str]) -> str:
+    """Names in a sentence; of many, the first and how many more."""
+    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _listed(text: str, names: list[str]) -> Iterator[str]:
+    """Names one a line below their heading; of many, the first and how many more."""
+    if names:
+        yield f"{text} ({len(names)}):"
+        yield from (f"  {name}" for name in names[:SHOWN])
+    if names[SHOWN:]:
+        yield f"  and {len(names) - SHOWN} more; --json has all"
+
+
 def as_text(d: Diff) -> str:
     """The difference in words, for people."""
     lines = [f"a: {d.a['address']} ({d.a['version']})", f"b: {d.b['address']} ({d.b['version']})"]
@@ -215,8 +235,7 @@ def as_text(d: Diff) -> str:
         ("tables added", d.tables_added),
         ("tables removed", d.tables_removed),
     ):
-        if names:
-            lines.append(f"{text} ({len(names)}): {', '.join(names)}")
+        lines += _listed(text, names)
     for t in d.tables:
         counts = [(t.added_rows, "added"), (t.removed_rows, "removed"), (t.changed_rows, "changed")]
         rows = ", ".join(f"{n:,} rows {what}" for n, what in counts if n)
@@ -231,7 +250,7 @@ def as_text(d: Diff) -> str:
         lines += [f"  e.g. {key}" for key in t.examples]
     others = [p for p in d.files_changed if not p.startswith("data/")]
     if others:
-        lines.append(f"other files: {', '.join(others)}")
+        lines += _listed("other files", others)
     if d.bump == "none":
         return "\n".join([*lines, "nothing changed: no new version is called for.\n"])
     lines += [f"  {reason}" for reason in d.reasons]

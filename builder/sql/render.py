@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.tables import cell, write_rows
+from builder.tables import cell, exact, write_rows
 
 TABLE_ROWS = 200
 """Rows a terminal table shows at most."""
@@ -58,7 +58,7 @@ def _write_csv(
     writer.writerow(schema.names)
     for row in _rows(batches):
         writer.writerow(
-            [json.dumps(_plain(v)) if isinstance(v, list | dict) else v for v in row.values()]
+            [exact(_plain(v) if isinstance(v, list | dict) else v) for v in row.values()]
         )
     text.detach()
     return ""
