@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import ENOTDIR
+from glob import escape
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
@@ -55,30 +56,49 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def temporary(path: Path) -> Path:
-    """A name beside `path` until the file is whole; no other writer of it has the same."""
-    return path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write piece by piece: under its name at the end, or gone after an error."""
+    """A file to write piece by piece: under its name at the end, or gone after an error.
+
+    Its name until then is no other writer's; what killed writers of `path` left goes first.
+    """
+    tmp = _unfinished(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as e:  # a file where the folder should be
-        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), e.filename) from None
-    tmp = temporary(path)
-    try:
-        with tmp.open("wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        tmp.replace(path)
+        with _held(tmp, tmp.touch):
+            with tmp.open("wb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            tmp.replace(path)
     except BaseException as e:
         if isinstance(e, OSError) and e.filename == str(tmp):
             e.filename = str(path)  # the name that somebody gave
         tmp.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def making(path: Path) -> Iterator[Path]:
+    """A folder to fill: under its name at the end, where nothing or an empty folder may be, or gone
+    after an error. What killed makers of `path` left goes first."""
+    tmp = _unfinished(path)
+    try:
+        with _held(tmp, tmp.mkdir):
+            yield tmp
+            tmp.replace(path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """A name beside `path` until it is whole. Its folder is there then, without the like of it that
+    nobody finishes any more."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:  # a file where the folder should be
+        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), e.filename) from None
+    _sweep(path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.tmp"))
+    return path.with_name(f".{path.name}.{token_hex(4)}.tmp")
 
 
 _SCRATCH = "rfl-scratch-"
@@ -88,43 +108,56 @@ _SCRATCH = "rfl-scratch-"
 def scratch() -> Iterator[Path]:
     """A temporary folder, gone at the end; and those that killed processes left go first.
 
-    A process holds a lock on each of its own for as long as it lives, however it ends. On Windows
-    there are no such locks, and what a killed process leaves is left to the system.
+    On Windows what a killed process leaves is left to the system.
     """
-    _sweep()
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    base = Path(tempfile.gettempdir())
+    _sweep(p for p in base.glob(f"{_SCRATCH}*") if p.is_dir())
+    folder = base / f"{_SCRATCH}{token_hex(8)}"
+    with _held(folder, lambda: folder.mkdir(mode=0o700)):
         try:
-            held = _lock(folder, wait=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path, make: Callable[[], None]) -> Iterator[None]:
+    """Make a file or folder, and lock it for as long as this process lives, however it ends."""
+    while True:
+        make()
+        try:
+            held = _lock(path, wait=True)
         except OSError:  # gone, or a file system without locks
             held = None
-        if folder.exists():  # else another process took it for abandoned before it was locked
+        if path.exists():  # else another process took it for abandoned before it was locked
             break
         _unlock(held)
     try:
-        yield folder
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         _unlock(held)
 
 
-def _sweep() -> None:
-    """Delete this user's scratch folders that no living process holds."""
-    if sys.platform == "win32":
+def _sweep(paths: Iterable[Path]) -> None:
+    """Delete those of this user's temporary files and folders that no living process holds."""
+    if sys.platform == "win32":  # where there are no such locks
         return
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+    for path in paths:
         try:
-            if folder.lstat().st_uid != os.geteuid():
+            if path.lstat().st_uid != os.geteuid():
                 continue
-            held = _lock(folder, wait=False)
-        except OSError:  # in use, no folder, or gone meanwhile
+            held = _lock(path, wait=False)
+        except OSError:  # in use, a link, or gone meanwhile
             continue
-        shutil.rmtree(folder, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
         _unlock(held)
 
 
-def _lock(folder: Path, wait: bool) -> int | None:
-    """Lock a folder of this user, no link to one; None where folders cannot be locked.
+def _lock(path: Path, wait: bool) -> int | None:
+    """Lock a file or folder, no link to one; None where there are no such locks.
 
     Raises:
         OSError: somebody holds it, and we do not wait.
@@ -133,7 +166,7 @@ def _lock(folder: Path, wait: bool) -> int | None:
         return None
     import fcntl
 
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,4 +1,4 @@
-"""Temporary folders: gone at the end, and the next command's business if there was no end."""
+"""Temporary files and folders: gone at the end, and the next command's if there was no end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tiny_release import Tiny, write_tiny_release
 
-from builder.files import scratch
+from builder.files import replacing, scratch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
 
@@ -60,3 +61,47 @@ def test_nothing_else_is_taken_for_a_leftover(tmp: Path):
     with scratch():
         pass
     assert {p.name for p in tmp.iterdir()} == kept
+
+
+KILLED = """
+import os, signal, sys
+from builder.cli.main import main
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "reference made",
+        "export release MODEL -o weights.npz",
+        "export release MODEL -o weights.safetensors",
+        "export release --croissant -o croissant.json",
+        "report release -o report.html",
+    ],
+)
+def test_what_a_killed_writer_left_lay_beside_the_file_for_ever(tmp_path: Path, command: str):
+    if "report" in command:
+        pytest.importorskip("altair")
+    model = Tiny("Alpha")
+    write_tiny_release(tmp_path / "release", models=(model,))
+    args = command.replace("MODEL", model.model_id).split()
+    out = args[-1]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *args], cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(f".{out}.*")
+    (tmp_path / f".{out}.mine.tmp").write_text("another's")
+    done = subprocess.run([sys.executable, "-m", "builder", *args], cwd=tmp_path)
+    assert done.returncode == 0 and not left.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"release", out, f".{out}.mine.tmp"}
+
+
+def test_a_file_that_is_being_written_is_no_leftover(tmp_path: Path):
+    with replacing(tmp_path / "a") as one:
+        with replacing(tmp_path / "a") as other:
+            one.write(b"one")
+            other.write(b"other")
+        assert (tmp_path / "a").read_bytes() == b"other"
+    assert (tmp_path / "a").read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

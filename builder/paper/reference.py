@@ -8,8 +8,6 @@ and first-layer responses are empty. It calls its weights `published`: values co
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pyarrow as pa
 from builder import schema
 from builder.cohort.registry import Cohort, load_cohort, unions
 from builder.errors import BuilderError, UsageError
+from builder.files import making
 from builder.paper.published import paper_table, read_published
 from builder.release import moments
 from builder.release.manifest import FileFacts, Provenance, tools, write_manifest
@@ -163,15 +162,7 @@ def write_reference(out: Path, version: str = "0.1.0") -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty.", hint="choose another folder.")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as e:
-        raise BuilderError(f"cannot write to {out.parent}: {e.strerror}.") from None
-    try:
-        _fill(made, version)
-        made.chmod(0o755)  # mkdtemp makes it private
-        made.replace(out)
+        with making(out) as made:
+            _fill(made, version)
     except OSError as e:
         raise BuilderError(f"cannot write {out}: {e.strerror}.") from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

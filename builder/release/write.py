@@ -8,7 +8,6 @@ read; row groups of 524,288 rows suit a reader of one layer over HTTP.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder import schema
-from builder.files import temporary
+from builder.files import replacing
 from builder.release import content, sample
 from builder.release.manifest import FileFacts
 
@@ -94,7 +93,7 @@ class _HashingFile:
     def flush(self) -> None:
         self._file.flush()
 
-    def close(self) -> None:  # pyarrow closes its sink; the file is closed by `_replacing`
+    def close(self) -> None:  # pyarrow closes its sink; the file is closed by `replacing`
         self.closed = True
 
     def readable(self) -> bool:
@@ -108,23 +107,15 @@ class _HashingFile:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[_HashingFile]:
-    """A file under a temporary name; flushed to disk and renamed on success, removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = temporary(path)
-    sink = None
-    try:
-        with tmp.open("wb") as file:
-            sink = _HashingFile(file)
+def _hashing(path: Path) -> Iterator[_HashingFile]:
+    """A file that is hashed as it is written, whole or not there at all."""
+    with replacing(path) as file:
+        sink = _HashingFile(file)
+        try:
             yield sink
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
-    except BaseException:
-        if sink:
+        except BaseException:
             sink.abandoned = True
-        tmp.unlink(missing_ok=True)
-        raise
+            raise
 
 
 def _with_metadata(arrow: pa.Schema, table: str, weights: str) -> pa.Schema:
@@ -149,7 +140,7 @@ def write_table(path: Path, table: schema.Table, rows: pa.Table, weights: str) -
     """
     target = _with_metadata(table.arrow, table.name, weights)
     rows = rows.cast(target)
-    with _replacing(path) as sink, pq.ParquetWriter(sink, target, **TABLE_SETTINGS) as writer:
+    with _hashing(path) as sink, pq.ParquetWriter(sink, target, **TABLE_SETTINGS) as writer:
         writer.write_table(rows)
         writer.add_key_value_metadata({CHUNKED: "true"})
     return sink.facts(rows.num_rows, content.hash_rows(rows))
@@ -173,7 +164,7 @@ def filter_writer(path: Path, dataset: str, model_id: str, weights: str) -> Iter
         for name in ("layer_index", "out_channel", "in_channel")
     ]
     with (
-        _replacing(path) as sink,
+        _hashing(path) as sink,
         pq.ParquetWriter(sink, target, sorting_columns=order, **FILTER_SETTINGS) as encoder,
         ThreadPoolExecutor(1, "encode") as thread,
     ):
