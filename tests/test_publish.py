@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -402,6 +405,31 @@ def test_a_release_with_a_signed_address_was_sent(tmp_path: Path, address: str) 
     with pytest.raises(BuilderError, match="or a secret") as e:
         check_private(tmp_path, {"manifest.json": manifest.encode()})
     assert "hunter2" not in f"{e.value} {e.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--notes", "nowhere.md"], "cannot read the notes nowhere.md"),
+        (["--space", "no/such/name"], "--space 'no/such/name' is no Space"),
+        ([], "does not pass verification"),
+    ],
+    ids=["notes", "space", "release"],
+)
+def test_a_token_was_asked_for_before_what_lies_here_was_looked_at(
+    tmp_path: Path, given: list[str], said: str
+) -> None:
+    root = write_tiny_release(tmp_path / "a", models=PAIR)
+    if not given:
+        (root / "data" / "pairs.parquet").unlink()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    command = ["publish", root, "--repo-id", ID, "--dry-run", *given]
+    done = subprocess.run(
+        [sys.executable, "-m", "builder", *map(str, command)],
+        env=env, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (1, 2) and said in done.stderr, done.stderr
 
 
 # -- network and rights -----------------------------------------------------------------------

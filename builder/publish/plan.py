@@ -16,7 +16,7 @@ from builder.check.diff import diff
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.publish.remote import Local, Remote
 from builder.publish.rules import check_private, check_release, check_token
-from builder.publish.space import Space, plan_space
+from builder.publish.space import Space, make_page, plan_space
 from builder.release.card import render_card
 from builder.release.manifest import Manifest, file_facts
 from builder.release.reader import open_release
@@ -97,7 +97,7 @@ def make_plan(
     private: bool = False,
     space: str | None = None,
 ) -> Plan:
-    """Check release, token, repository and version; say what is to be sent.
+    """Check what lies here, then token, repository and version; say what is to be sent.
 
     Args:
         root: the release folder.
@@ -123,12 +123,16 @@ def make_plan(
             "--space shows a tag, and a pull request has none yet.",
             hint="merge it, then run the same command with --space and without --create-pr.",
         )
+    text = _notes(notes)
     manifest = check_release(root)
+    files = _addressed(root, manifest, repo_id)
+    check_private(root, {path: file.source for path, file in files.items()})
+    at_tag = hub.Place(repo_id, f"v{manifest['version']}")
+    page = None if space is None else make_page(root, space, at_tag, manifest)
+    # What is wrong here is known; now what the Hub has to say.
     client = hub.api()
     user = check_token(client, repo_id, write=not create_pr)
     remote = Remote(client, repo_id)
-    files = _addressed(root, manifest, repo_id)
-    check_private(root, {path: file.source for path, file in files.items()})
     plan = Plan(
         repo_id=repo_id,
         version=manifest["version"],
@@ -138,7 +142,7 @@ def make_plan(
         manifest=manifest,
         commits=_data_commits(sorted(files), files),
         last=[p for p in sorted(files) if not _is_data(p)],
-        notes=_notes(notes),
+        notes=text,
         create_pr=create_pr,
         private=private,
     )
@@ -149,10 +153,9 @@ def make_plan(
         plan = _update(remote, root, plan, *refs, parent)
     elif create_pr:
         raise NetworkError(f"there is no data set {repo_id} (or this token does not see it).")
-    if space is None:
+    if space is None or page is None:
         return plan
-    at_tag = hub.Place(repo_id, plan.tag)
-    return replace(plan, space=plan_space(client, root, space, at_tag, manifest, hidden))
+    return replace(plan, space=plan_space(client, space, page, at_tag, manifest, hidden))
 
 
 def _is_hidden(remote: Remote) -> bool:

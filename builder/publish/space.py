@@ -76,30 +76,54 @@ class Space:
         }
 
 
-def plan_space(
-    client: HfApi, root: Path, space_id: str, place: Place, manifest: Manifest, hidden: bool
-) -> Space:
-    """Make the page, look at the Space, and say what is to be sent. Writes nothing.
+def make_page(root: Path, space_id: str, place: Place, manifest: Manifest) -> dict[str, Local]:
+    """The files of a Space, in memory. Asks no server.
 
     Args:
         root: the release folder. place: where it is, or will be, at its tag.
         space_id: "org/name" of the Space.
-        hidden: whether the data are private or gated; then the Space must be private.
 
     Raises:
         UsageError: a name that is none, or packages of the report are missing.
-        BuilderError: the Space is somebody's, shows a newer version, or more than it may.
-        NetworkError: the token may not write there, or the Hub does not answer.
+        BuilderError: the page would show something private.
     """
     if not re.fullmatch(hub.ID, space_id):
         raise UsageError(f"--space {space_id!r} is no Space.", hint="expected ORG/NAME")
+    # One thread: sums add up in one order, so that the same release has the same page.
+    page = render(str(root), place=place, threads=1)
+    texts = {PAGE: without_libraries(page), CARD: _card(place, manifest)}
+    check_private(root, {path: text.encode() for path, text in texts.items()})
+    made = {}
+    for path, text in {**texts, PAGE: page}.items():
+        data = text.encode()
+        facts = file_facts(data)
+        made[path] = Local(path, facts["bytes"], facts["sha256"], data)
+    return made
+
+
+def plan_space(
+    client: HfApi,
+    space_id: str,
+    files: dict[str, Local],
+    place: Place,
+    manifest: Manifest,
+    hidden: bool,
+) -> Space:
+    """Look at the Space, and say which of its files are to be sent. Writes nothing.
+
+    Args:
+        hidden: whether the data are private or gated; then the Space must be private.
+
+    Raises:
+        BuilderError: the Space is somebody's, shows a newer version, or more than it may.
+        NetworkError: the token may not write there, or the Hub does not answer.
+    """
     check_token(client, space_id)
     remote = Remote(client, space_id, "space")
     with hub.network_errors(f"look at the Space {space_id}"):
         refs = remote.refs()
         if refs is not None:
             _check(remote, refs[0], place, hidden)
-    files = _files(root, place, manifest)
     title = f"{place.revision}: page of {place.repo_id} [{manifest['sha256'][:12]}]"
     space = Space(remote, place, title, hidden, None, files, sorted(files))
     if refs is None:
@@ -139,19 +163,6 @@ def _check(remote: Remote, head: str, place: Place, hidden: bool) -> None:
                 f"{', '.join(commit.authors)}. Nothing was overwritten.",
                 hint="choose another name for --space, or remove that Space yourself.",
             )
-
-
-def _files(root: Path, place: Place, manifest: Manifest) -> dict[str, Local]:
-    # One thread: sums add up in one order, so that the same release has the same page.
-    page = render(str(root), place=place, threads=1)
-    texts = {PAGE: without_libraries(page), CARD: _card(place, manifest)}
-    check_private(root, {path: text.encode() for path, text in texts.items()})
-    made = {}
-    for path, text in {**texts, PAGE: page}.items():
-        data = text.encode()
-        facts = file_facts(data)
-        made[path] = Local(path, facts["bytes"], facts["sha256"], data)
-    return made
 
 
 def _card(place: Place, manifest: Manifest) -> str:
