@@ -304,13 +304,21 @@ def test_debug_shows_the_traceback_of_a_model_that_failed(tmp_path: Path):
 INTERRUPTED = """
 import os, signal, sys
 from builder.cli.main import main
-from builder.sql import catalog
-def load(name):
-    {}
-catalog.load = load
-sys.argv = ["builder", "query", "any"]
+import {module} as module
+def interrupted(*args, **options):
+    {how}
+module.{function} = interrupted
+sys.argv = ["builder", *{args}]
 main()
 """
+
+
+def interrupt(module: str, function: str, args: list[str], how: str = "raise KeyboardInterrupt"):
+    """A command, interrupted where it calls a function."""
+    code = INTERRUPTED.format(module=module, function=function, args=args, how=how)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    return done.stderr
 
 
 @pytest.mark.parametrize(
@@ -318,10 +326,25 @@ main()
 )
 def test_an_interruption_is_told_and_exits_with_130(how: str):
     """DuckDB turns an interruption into a RuntimeError of its own."""
-    code = INTERRUPTED.format(how)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 130
-    assert done.stderr == "interrupted; the same command goes on from where it was.\n"
+    assert interrupt("builder.sql.catalog", "load", ["query", "any"], how) == "interrupted.\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "module", "function", "said"),
+    [
+        (["build", "-q"], "building.run", "build", "the same command goes on from where it was"),
+        (["build", "-q", "--fresh"], "building.run", "build", "without --fresh, the same command"),
+        (["train", "mini", "-q"], "training.members", "train_members", "the same command goes on"),
+        (["reference", "nowhere"], "paper.reference", "write_reference", "interrupted."),
+        (["verify", "out"], "check.verify", "verify", "interrupted."),
+        (["plan"], "network.plan", "make_plan", "interrupted."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_that_starts_over_said_that_it_goes_on(
+    args: list[str], module: str, function: str, said: str
+):
+    assert said in interrupt(f"builder.{module}", function, args)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The plan of the paper's cohort: its totals, exactly, without a download."""
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -227,3 +228,16 @@ def test_networks_that_compute_and_networks_of_another_image_size_are_planned(
 def test_a_network_without_3x3_filters_is_told_so():
     with pytest.raises(BuilderError, match="timm:mixer_b16_224 runs no 3x3 convolution"):
         plan_network("timm:mixer_b16_224", "imagenet")
+
+
+def test_the_command_that_trains_a_partner_named_a_cohort_that_is_not_there(tmp_path: Path):
+    path = tmp_path / "my nets.csv"
+    line = "net,cifar10,true,Toy,builder.networks:resnet18_w32,none.pt"
+    path.write_text(f"{','.join(REQUIRED)}\n{line}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "builder", "plan", "--cohort", path, "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (missing,) = json.loads(done.stdout)["counterparts"]
+    *_, option, cohort = shlex.split(missing["command"])
+    assert option == "--cohort" and load_cohort(cohort).models[0].network == "net"

@@ -105,7 +105,7 @@ def test_a_pair_runs_the_same_graph_whatever_its_names():
 
 def test_models_without_a_standard_member_are_told_the_command_that_trains_it():
     plan = make_plan(COHORT.select("*Kireev*,*Rice2020*.L2,*XCiT-M12"), lambda *progress: None)
-    found = {m["model_ids"][0]: m for m in missing_counterparts(plan)}
+    found = {m["model_ids"][0]: m for m in missing_counterparts(plan, "robustbench")}
     rice = found["cifar10-robust-Rice2020Overfitting.L2"]
     assert rice["command"] == f"builder train {rice['model_ids'][0]} --cohort robustbench"
     assert len(rice["model_ids"]) == 6  # Kireev's five run the same network

@@ -51,15 +51,34 @@ class Commands(TyperGroup):
             finally:
                 _flush()
         except (KeyboardInterrupt, RuntimeError) as e:
-            if not isinstance(e, KeyboardInterrupt) and str(e) != "Query interrupted":  # DuckDB's
+            if not _interrupted(e):
                 raise
-            say("interrupted; the same command goes on from where it was.")
+            say("interrupted" + (f"; {e}." if isinstance(e, _Resumable) else "."))
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output left: nothing to say to anyone
             raise typer.Exit(EXIT_OK) from None
         except OSError as e:
             name, why = e.filename2 or e.filename, e.strerror or e
             raise BuilderError(f"{name}: {why}." if name else f"{why}.") from None
+
+
+class _Resumable(KeyboardInterrupt):
+    """An interruption after which not all has to be done again; the text says so."""
+
+
+@contextmanager
+def resumable(said: str = "the same command goes on from where it was") -> Iterator[None]:
+    """Around what a command need not do twice: said when it is interrupted there."""
+    try:
+        yield
+    except (KeyboardInterrupt, RuntimeError) as e:
+        if not _interrupted(e):
+            raise
+        raise _Resumable(said) from e
+
+
+def _interrupted(e: BaseException) -> bool:
+    return isinstance(e, KeyboardInterrupt) or str(e) == "Query interrupted"  # as DuckDB has it
 
 
 def _flush() -> None:

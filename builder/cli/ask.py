@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -162,4 +163,7 @@ def reference(
     from builder.paper.reference import write_reference
 
     write_reference(out)
-    say(f"{out}: published values, not rebuilt ones. Next: builder findings --release {out}")
+    say(
+        f"{out}: published values, not rebuilt ones. Next: builder findings --release "
+        f"{quote(str(out))}"
+    )

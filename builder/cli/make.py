@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -26,6 +27,7 @@ from builder.cli.app import (
     debugging,
     print_json,
     print_table,
+    resumable,
     say,
 )
 from builder.errors import EXIT_FAILURE, EXIT_NETWORK, BuilderError, UsageError
@@ -53,7 +55,7 @@ def plan(
 
     with progress.show(quiet=as_json) as report:
         found = make_plan(_chosen(cohort).select(models), report)
-    result = plan_json(found, layers) | {"counterparts": missing_counterparts(found)}
+    result = plan_json(found, layers) | {"counterparts": missing_counterparts(found, cohort)}
     if as_json:
         print_json(result)
     else:
@@ -173,7 +175,11 @@ def build(
         checkpoints=checkpoints,
         discard_checkpoints=discard_checkpoints,
     )
-    with cluster_of(executor, ray_address) as cluster, progress.show(quiet) as report:
+    with (
+        resumable(*(["without --fresh, the same command goes on"] if fresh else [])),
+        cluster_of(executor, ray_address) as cluster,
+        progress.show(quiet) as report,
+    ):
         outcome = build(chosen, root, options, report, cluster)
     _say_failures(outcome.failures, debugging(ctx))
     for why, names in _shared(outcome.unmeasured).items():
@@ -265,7 +271,8 @@ def _summary(root: Path, already_there: bool) -> None:
     for group in manifest["duplicates"]:
         say(f"identical filters: {', '.join(group)}")
     if not already_there:
-        say(f"next: builder verify {root}   builder findings --release {root}")
+        named = quote(str(root))
+        say(f"next: builder verify {named}   builder findings --release {named}")
 
 
 @app.command(rich_help_panel=MAKE)
@@ -304,7 +311,8 @@ def train(
     else:
         recipes = counterparts(load_cohort(cohort), target)
     cards = []
-    with progress.show(quiet or as_json, every=math.inf) as report:  # a log has a line an epoch
+    shown = progress.show(quiet or as_json, every=math.inf)  # a log has a line an epoch
+    with resumable(), shown as report:
         for card in train_members(
             recipes, data=data, out=out, device=device, report=report, force=force
         ):

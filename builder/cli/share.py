@@ -19,6 +19,7 @@ from builder.cli.app import (
     Release,
     app,
     print_json,
+    resumable,
     say,
 )
 from builder.errors import EXIT_FAILURE, UsageError
@@ -114,7 +115,8 @@ def publish(
         else:
             sys.stdout.write(as_text(plan).rstrip("\n") + "\n")
         return
-    with progress.show(quiet or as_json) as report:
+    sent = resumable("the same command goes on and sends nothing twice")
+    with sent, progress.show(quiet or as_json) as report:
         done = send(plan, report=report)
     if as_json:
         print_json(asdict(done))

@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -145,9 +146,12 @@ def counterparts(cohort: Cohort, pattern: str) -> tuple[Recipe, ...]:
     return tuple(recipes.values())
 
 
-def missing_counterparts(plan: Plan) -> list[dict[str, Any]]:
+def missing_counterparts(plan: Plan, cohort: str) -> list[dict[str, Any]]:
     """What would give a standard member to the robust models that have none: per network, the
     models that run it, and the command that trains it, or why there is none.
+
+    Args:
+        cohort: what the cohort of the plan is asked for by: its name, or the path of its CSV.
     """
     paired = {robust.model_id for robust, _ in plan.cohort.pairs}
     alone: dict[tuple[Any, ...], list[ModelSpec]] = {}
@@ -156,7 +160,7 @@ def missing_counterparts(plan: Plan) -> list[dict[str, Any]]:
             alone.setdefault((p.spec.dataset, p.graph), []).append(p.spec)
     found = []
     for (dataset, _), specs in alone.items():
-        command: str | None = f"builder train {specs[0].model_id} --cohort {plan.cohort.name}"
+        command: str | None = f"builder train {specs[0].model_id} --cohort {quote(cohort)}"
         reason = None
         try:
             check_trainable(dataset)
