@@ -10,9 +10,9 @@ build: .venv/.installed  ## The embedded default: build out/mini from real weigh
 	$(BIN)/builder report out/mini -o out/mini.html
 
 test: .venv/.dev  ## The fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not spark"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not s3 and not spark"
 
-test-all: .venv/.scale  ## Every test this machine can run
+test-all: .venv/.scale .venv/.moto  ## Every test this machine can run
 	$(BIN)/python -m pytest
 
 check: .venv/.dev  ## Lint, format, types, SQL, generated documentation
@@ -49,6 +49,13 @@ pictures: build .venv/.dev  ## Draw the pictures of README and docs/ anew; needs
 
 .venv/.scale: .venv/.dev
 	$(PIP) install -q -c requirements.lock -e '.[ray,spark]'
+	touch $@
+
+# An S3 server for tests, apart: it needs a python-dateutil that is older than ours.
+.venv/.moto: .venv/.dev
+	$(PIP) install -q -c requirements.lock -e '.[s3]'
+	$(PYTHON) -m venv .venv/moto
+	.venv/moto/bin/python -m pip --disable-pip-version-check install -q 'moto[server]==5.2.5'
 	touch $@
 
 clean:  ## Remove the environment and what was built in out/

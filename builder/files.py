@@ -101,6 +101,45 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{token_hex(4)}.tmp")
 
 
+class Folder:
+    """A folder of this machine, as `store.Bucket` is one elsewhere; paths are relative to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a file; None where there is none."""
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file; it is there whole or not at all."""
+        write_atomic(self.root / path, data)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        file = self.root / path
+        return file.stat().st_size if file.is_file() else None
+
+    def names(self, folder: str = "") -> dict[str, int]:
+        """{path: bytes} of all that lies below a folder, and of the folders in it."""
+        found = (self.root / folder).rglob("*")
+        return {p.relative_to(self.root).as_posix(): p.lstat().st_size for p in found}
+
+    def delete(self, path: str) -> None:
+        """Delete a file or a folder, if it is there."""
+        target = self.root / path
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
 _SCRATCH = "rfl-scratch-"
 
 

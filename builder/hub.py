@@ -6,15 +6,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from builder import schema
+from builder import schema, store
 from builder.errors import NetworkError, UsageError
 from builder.secrets import public, redact
 
@@ -56,18 +56,25 @@ def is_address(text: str) -> bool:
     return owner not in (".", "..", "out") and not Path(owner).is_dir()
 
 
+def is_away(address: str) -> bool:
+    """Whether the address of a release is on the Hub or in object storage, not on this machine."""
+    return address.startswith("hf://") or store.is_address(address)
+
+
 def release_address(text: str) -> str:
     """A release as people type it: a bare "org/name" is rather a folder that is not there.
 
     Raises:
-        UsageError: neither a path here, nor hf://, nor "org/name@tag".
+        UsageError: neither a path here, nor hf://, nor "org/name@tag", nor in object storage.
     """
-    if Path(text).exists() or (is_address(text) and (text.startswith("hf://") or "@" in text)):
+    if Path(text).exists() or store.is_address(text):
+        return text
+    if is_address(text) and (text.startswith("hf://") or "@" in text):
         return text
     raise UsageError(
         f"there is no folder {text}.",
         hint="expected a folder with manifest.json (`builder build` makes out/mini), or "
-        f"{SCHEME}ORG/NAME@TAG",
+        f"{SCHEME}ORG/NAME@TAG, or s3://BUCKET/PREFIX",
     )
 
 
@@ -162,19 +169,11 @@ def is_cached(place: Place, path: str) -> bool:
     return isinstance(found, str)
 
 
-def duckdb_filesystem(
-    place: Place | None = None,
-    sizes: Mapping[str, int] | None = None,
-    local: Callable[[str], Path | None] | None = None,
-) -> HfFileSystem:
+def duckdb_filesystem() -> HfFileSystem:
     """A file system for `duckdb.DuckDBPyConnection.register_filesystem` that serves hf://.
 
     DuckDB's own hf:// needs an extension that it downloads, and knows one endpoint only; this
     one honours HF_ENDPOINT, HF_TOKEN and @revision. Close the connection after use.
-
-    Args:
-        place: a release, of which `sizes` lists the files and their bytes: no server is asked.
-        local: maps a path in it to the local file to read instead; None: it is read where it is.
     """
     require()
     from huggingface_hub import HfFileSystem, constants
@@ -188,33 +187,7 @@ def duckdb_filesystem(
             # DuckDB asks for exact ranges: reading ahead triples the bytes (measured).
             return super()._open(path, *args, **{**kwargs, "cache_type": "none"})
 
-    if place is None or sizes is None or local is None:
-        return HubFiles(endpoint=constants.ENDPOINT)
-    root, known, here = f"{str(place).removeprefix('hf://')}/", sizes, local
-
-    class ReleaseFiles(HubFiles):
-        """The files of one release, by its manifest."""
-
-        def info(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            inside = path.removeprefix("hf://").removeprefix(root)
-            if inside not in known:
-                raise FileNotFoundError(path)
-            return {"name": root + inside, "size": known[inside], "type": "file"}
-
-        def exists(self, path: str, **kwargs: Any) -> bool:
-            return path.removeprefix("hf://").removeprefix(root) in known
-
-        def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> list[str]:
-            pattern = PurePosixPath(path.removeprefix("hf://").removeprefix(root))
-            depth = len(pattern.parts)
-            found = (p for p in map(PurePosixPath, known) if len(p.parts) == depth)
-            return sorted(f"{root}{p}" for p in found if p.match(str(pattern)))
-
-        def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
-            file = here(path.removeprefix("hf://").removeprefix(root))
-            return file.open("rb") if file else super()._open(path, *args, **kwargs)
-
-    return ReleaseFiles(endpoint=constants.ENDPOINT)
+    return HubFiles(endpoint=constants.ENDPOINT)
 
 
 @contextmanager

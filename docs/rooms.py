@@ -31,7 +31,8 @@ GROUND: dict[str, tuple[str, ...]] = {
     "tables": (),
     "secrets": (),
     "workers": ("errors", "progress"),
-    "hub": ("errors", "schema", "secrets"),
+    "store": ("errors", "files", "secrets"),
+    "hub": ("errors", "schema", "secrets", "store"),
 }
 """Modules at the top of builder/ and what they import of each other."""
 

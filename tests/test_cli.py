@@ -14,6 +14,8 @@ from conftest import write_cohort
 
 import builder.cli.main  # registers the commands
 from builder.cli.app import PANELS, app, bench
+from builder.errors import UsageError
+from builder.release.reader import open_release
 
 TESTS = Path(__file__).parent
 
@@ -432,3 +434,18 @@ def test_a_command_that_needs_torch_says_what_to_install():
     )
     assert done.returncode == 2
     assert "robust-filter-lens[build]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_address_without_the_client_of_object_storage_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(UsageError, match="needs obstore") as e:
+        open_release("s3://bucket/prefix")
+    assert "robust-filter-lens[s3]" in e.value.hint
+
+
+@pytest.mark.parametrize("command", ["publish", "record"])
+def test_a_command_that_reads_folders_says_so_of_an_address_in_object_storage(command: str) -> None:
+    done = run(command, "s3://bucket/prefix")
+    assert done.returncode == 2 and "s3://bucket/prefix is in object storage" in done.stderr

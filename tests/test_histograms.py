@@ -41,7 +41,7 @@ def stored(
             bins += [i % 3] * int(keep.sum())
             scaled.append(folded[keep] / length[keep, None])
     coefficients = (np.concatenate(scaled) - MEAN) @ DIRECTIONS.T
-    projector = Projector(path, rows, DIRECTIONS, MEAN, threading.Event())
+    projector = Projector(lambda: path, rows, DIRECTIONS, MEAN, threading.Event())
     return projector, np.array(bins), coefficients
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_cohort
+from s3_server import MOTO, running_store
 
 from builder.cohort.registry import REQUIRED
 from builder.errors import NetworkError
@@ -80,7 +81,7 @@ def local(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 
 def command(
-    out: Path, *options: str, weights: str = "seeded:0", **env: str
+    out: Path | str, *options: str, weights: str = "seeded:0", **env: str
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`builder build`, to be run."""
     words = [sys.executable, "-m", "builder", "build", "--out", str(out), "--weights", weights]
@@ -266,3 +267,24 @@ def test_a_build_without_an_address_starts_ray_itself(
     assert done.returncode == 0, done.stderr
     assert files(out) == files(release)
     assert json.loads(files(out)["manifest.json"])["weights"] == "seeded:0"
+
+
+@pytest.mark.s3
+@pytest.mark.skipif(not MOTO.exists(), reason="no S3 server here: make .venv/.moto")
+def test_a_cluster_builds_into_a_bucket_what_a_local_build_makes(
+    many: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from builder.store import Bucket
+
+    monkeypatch.setenv("RFL_LASTING", str(tmp_path / "log"))
+    monkeypatch.setenv("RFL_CACHE", str(tmp_path / "cache"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    with running_store() as store:
+        store.reset()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        options = ("--cohort", str(many), "--executor", "ray")
+        done = command("s3://bucket/many", *options)()
+        assert done.returncode == 0, done.stderr
+        bucket = Bucket("s3://bucket/many")
+        assert {name: bucket.read(name) for name in bucket.names()} == local

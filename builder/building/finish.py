@@ -18,7 +18,7 @@ from builder.network.plan import PlannedModel
 from builder.paper.published import paper_table
 from builder.release import moments, sample
 from builder.release.card import render_card
-from builder.release.manifest import FileFacts, Manifest, Provenance, tools, write_manifest
+from builder.release.manifest import FileFacts, Manifest, Provenance, tools
 from builder.release.moments import Moments
 from builder.release.split import with_splits
 from builder.release.texts import write_texts
@@ -44,7 +44,7 @@ def finish(
     """Write everything but the filters, the manifest last; return the problems found.
 
     Args:
-        workspace: the build folder, every filter file in place.
+        workspace: of the build, every filter file in place.
         identity: what the build is made of, see `build.identity`.
         cohort: the selected models, in the order of `planned` and `entries`.
         jobs: models at a time in this process.
@@ -97,7 +97,7 @@ def finish(
         "files": files,
     }
     files |= write_texts(root, render_card(manifest, root))
-    write_manifest(root, manifest)
+    workspace.release(manifest)
     return problems
 
 

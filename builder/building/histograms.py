@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def histograms(
     """Histograms of every model on the basis `full`, see metrics/histograms.py.
 
     Args:
-        workspace: the build folder, every filter file in place.
+        workspace: of the build, every filter file in place.
         planned, entries: the models and their entries in the journal.
         bases: rows of `pca`.
         jobs: models at a time in this process, as elsewhere in a build.
@@ -51,7 +52,7 @@ def histograms(
     stop = threading.Event()
     projectors = [
         Projector(
-            workspace.root / entry["path"],
+            partial(workspace.file, entry["path"], entry["file"]),
             [row for row in entry["layers"] if row["weights"] == "folded"],
             directions,
             mean,
@@ -90,7 +91,7 @@ def histograms(
         everyone = range(len(planned))
         try:
             for i in ranged:
-                kept, above[i] = longest.read(workspace.longest(planned[i].spec.model_id))
+                kept, above[i] = longest.read(workspace.fetched_longest(planned[i].spec.model_id))
                 low, high = projectors[i].extent(low, high, kept)
             for i, (lowest, highest) in enumerate(in_order(pool, extent, ranged), 1):
                 low, high = min(low, lowest), max(high, highest)

@@ -59,7 +59,7 @@ def build_model(
     torch.set_num_threads(1)
     if not workspace.begun:
         raise UsageError(
-            f"{workspace.root} is not the folder of this build on {platform.node()}.",
+            f"{workspace.name} is not the folder of this build on {platform.node()}.",
             hint="--out must be a folder that every machine sees under the same path.",
         )
     spec = p.spec
@@ -122,13 +122,14 @@ def build_model(
     first_layer = []
     if options.first_layer:
         first_layer = _first_layer(p, state, options, device, report)
-    assert writer.written is not None
+    written = writer.written
+    assert written is not None
     longest.write(workspace.longest(spec.model_id))
     workspace.note(
         spec.model_id,
         {
             "path": path,
-            "file": writer.written,
+            "file": written,
             "layers": layers,
             "first_layer": first_layer,
             "checkpoint": None
@@ -138,6 +139,7 @@ def build_model(
             "sample": sample.as_text(writer.sample()),
             "made_with": {**tools("torch", "numpy"), "device": device, "metrics": METRICS_VERSION},
         },
+        lambda moved: report(spec.model_id, "sending", moved, written["bytes"]),
     )
     if fetched is not None and options.discard_checkpoints:
         sources.discard(fetched)

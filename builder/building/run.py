@@ -22,7 +22,8 @@ from builder.metrics.layer import METRICS_VERSION
 from builder.network.device import resolve_device
 from builder.network.plan import PlannedModel, make_plan
 from builder.progress import WHOLE, Report
-from builder.release.manifest import Manifest, read_manifest
+from builder.release.manifest import Manifest
+from builder.release.reader import open_release
 from builder.sources.addresses import local_file, resolve
 from builder.sources.guest import prints_to_stderr
 from builder.sources.hosts import Resolves
@@ -55,7 +56,11 @@ def identity(cohort: Cohort, options: Options) -> dict[str, Any]:
 
 
 def build(
-    cohort: Cohort, out: Path, options: Options, report: Report, cluster: Cluster | None = None
+    cohort: Cohort,
+    out: Path | str,
+    options: Options,
+    report: Report,
+    cluster: Cluster | None = None,
 ) -> Outcome:
     """Build a release of `cohort` in `out`, resuming what an earlier run left there.
 
@@ -63,6 +68,7 @@ def build(
     the release is completed only when none failed.
 
     Args:
+        out: a folder, or an address in object storage (s3://bucket/prefix).
         cluster: machines that do the work and see `out` under the same path; default this process.
 
     Raises:
@@ -79,14 +85,12 @@ def build(
         made_of = identity(cohort, options)
         with prints_to_stderr(), open_workspace(out, made_of, options.fresh) as workspace:
             if workspace is None:
-                manifest = read_manifest(out)
+                manifest = open_release(out).manifest
                 _refuse_changed(out, manifest, selected)
                 return Outcome(len(selected.models), {}, manifest["problems"], already_there=True)
             plan = make_plan(selected, report)
             planned = list(plan.models)
-            if plan.failures and (
-                not planned or (options.fresh and (out / schema.MANIFEST).exists())
-            ):
+            if plan.failures and (not planned or (options.fresh and workspace.released)):
                 return Outcome(len(selected.models), plan.failures, [])  # what is there stays
             workspace.begin(made_of, options.fresh)
             failures = plan.failures | _build_models(
@@ -105,7 +109,7 @@ def build(
         raise _disk_error(e, out) from e
 
 
-def _disk_error(error: OSError, out: Path) -> BuilderError:
+def _disk_error(error: OSError, out: Path | str) -> BuilderError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BuilderError(
             f"the disk of {out} is full; what was finished is kept.",
@@ -130,7 +134,7 @@ def _changed(spec: ModelSpec, sha256: str | None) -> bool:
         return False
 
 
-def _refuse_changed(out: Path, manifest: Manifest, cohort: Cohort) -> None:
+def _refuse_changed(out: Path | str, manifest: Manifest, cohort: Cohort) -> None:
     made_of = manifest["models"]
     for spec in cohort.models:
         if _changed(spec, made_of[spec.model_id]["checkpoint_sha256"]):

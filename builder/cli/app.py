@@ -110,9 +110,16 @@ app.add_typer(bench, name="bench", rich_help_panel=BENCHMARKS)
 
 
 def _a_folder(release: Path) -> Path:
-    from builder import hub
+    from builder import hub, store
 
-    address = re.sub("^hf:/+", "hf://", str(release))  # a Path has lost one of the two slashes
+    address = re.sub(
+        "^([a-z0-9]+):/+", r"\1://", str(release)
+    )  # a Path has lost one of the slashes
+    if store.is_address(address):
+        raise UsageError(
+            f"{address} is in object storage; this command reads a folder.",
+            hint="fetch it first with the tool of your cloud, e.g. aws s3 sync ADDRESS FOLDER",
+        )
     if hub.is_address(address) and (address.startswith("hf://") or "@" in address):
         repo_id, _, tag = address.removeprefix("hf://datasets/").partition("@")
         raise UsageError(
@@ -124,6 +131,13 @@ def _a_folder(release: Path) -> Path:
     return release
 
 
+def folder_or_bucket(release: str) -> str:
+    """An argument that is neither on the Hub nor, but by its scheme, elsewhere."""
+    from builder.store import is_address
+
+    return release if is_address(release) else str(_a_folder(Path(release)))
+
+
 CohortOption = Annotated[
     str, typer.Option("--cohort", help="mini, paper, robustbench, or the path of a cohort CSV.")
 ]
@@ -132,7 +146,7 @@ Models = Annotated[
     typer.Option("--models", help="Only models whose model_id matches; commas separate patterns."),
 ]
 ReleaseOption = Annotated[
-    str, typer.Option("--release", help="A folder, or hf://datasets/org/name@tag.")
+    str, typer.Option("--release", help="A folder, hf://datasets/org/name@tag or s3://….")
 ]
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="DuckDB's memory, e.g. 4GB.")
@@ -140,7 +154,9 @@ MemoryLimit = Annotated[
 Release = Annotated[
     Path, typer.Argument(help="A release folder, e.g. out/mini.", callback=_a_folder)
 ]
-Address = Annotated[str, typer.Argument(help="A folder, or hf://datasets/org/name@tag.")]
+Address = Annotated[
+    str, typer.Argument(help="A folder, hf://datasets/org/name@tag or s3://bucket/prefix.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Executor = Annotated[
     str, typer.Option("--executor", help="local, or ray: the machines of a Ray cluster.")

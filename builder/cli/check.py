@@ -16,18 +16,21 @@ from builder.cli.app import (
     Json,
     Quiet,
     RayAddress,
-    Release,
     app,
     cluster_of,
+    folder_or_bucket,
     print_json,
     say,
 )
-from builder.errors import EXIT_FAILURE
+from builder.errors import EXIT_FAILURE, UsageError
 
 
 @app.command(rich_help_panel=CHECK)
 def verify(
-    release: Release,
+    release: Annotated[
+        str,
+        typer.Argument(help="A folder, or s3://bucket/prefix.", callback=folder_or_bucket),
+    ],
     full: Annotated[
         bool,
         typer.Option("--full", help="Recompute content hashes and metrics; run every query."),
@@ -41,14 +44,24 @@ def verify(
 
     Example: builder verify out/mini --full
     """
+    from builder.check.copied import local_copy
     from builder.check.verify import verify
+    from builder.store import is_address
     from builder.workers import HERE
 
+    if is_address(release) and executor != "local":
+        raise UsageError(
+            f"--executor {executor} verifies a folder that every machine sees; {release} is none."
+        )
     shown = progress.show(quiet or as_json)
-    with cluster_of(executor, ray_address) as cluster, shown as report:
-        faults = verify(release, full, report, cluster or HERE)
+    with (
+        cluster_of(executor, ray_address) as cluster,
+        shown as report,
+        local_copy(release, report) as root,
+    ):
+        faults = verify(root, full, report, cluster or HERE)
     if as_json:
-        print_json({"release": str(release), "full": full, "findings": [asdict(f) for f in faults]})
+        print_json({"release": release, "full": full, "findings": [asdict(f) for f in faults]})
     else:
         for fault in faults:
             sys.stdout.write(f"{fault}\n")

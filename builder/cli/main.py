@@ -38,7 +38,7 @@ EXTRAS = (
     )
     | dict.fromkeys(("huggingface_hub", "datasets"), "hub")
     | dict.fromkeys(("altair", "vl_convert", "jinja2", "itables"), "report")
-    | {"ray": "ray"}
+    | {"ray": "ray", "obstore": "s3", "fsspec": "s3"}
     | dict.fromkeys(("pyspark", "py4j", "sqlglot"), "spark")
     | {"torchconvquality": "dev"}
 )

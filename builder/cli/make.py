@@ -123,7 +123,8 @@ def build(
     ctx: typer.Context,
     cohort: CohortOption = "mini",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Release folder; default out/COHORT.")
+        str | None,
+        typer.Option("--out", help="Folder or s3://BUCKET/PREFIX; default out/COHORT."),
     ] = None,
     models: Models = None,
     weights: Annotated[
@@ -163,7 +164,7 @@ def build(
     from builder.building.run import build
 
     chosen = _chosen(cohort)
-    root = out or Path("out") / chosen.name
+    root = out or str(Path("out") / chosen.name)
     options = Options(
         weights=weights,
         models=models,
@@ -256,10 +257,11 @@ def _shared(reasons: Mapping[str, T]) -> dict[T, list[str]]:
     return models
 
 
-def _summary(root: Path, already_there: bool) -> None:
-    from builder.release.manifest import read_manifest
+def _summary(root: str, already_there: bool) -> None:
+    from builder.hub import release_address
+    from builder.release.reader import open_release
 
-    manifest = read_manifest(root)
+    manifest = open_release(release_address(root)).manifest
     totals, size = manifest["totals"], sum(f["bytes"] for f in manifest["files"].values())
     say(
         f"{root}: {'already complete: ' if already_there else ''}{totals['models']} models, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Projector:
     """Coefficients of one model's folded, scaled, non-sparse filters on a basis.
 
     Args:
-        path: the model's filter file.
+        file: fetches the model's filter file, if need be; picklable.
         layers: its folded rows of `layers`, by layer_index; layers without metrics are skipped.
         directions: (9, 9) rows of the basis. mean: (9,) its mean filter.
         stop: once set, whatever is under way ends early, without a result of use.
@@ -45,13 +45,13 @@ class Projector:
 
     def __init__(
         self,
-        path: Path,
+        file: Callable[[], Path],
         layers: list[dict[str, Any]],
         directions: Array,
         mean: Array,
         stop: threading.Event,
     ) -> None:
-        self._path = path
+        self._file = file
         self._stop = stop
         self._directions = directions
         self._offset = directions @ mean
@@ -63,7 +63,7 @@ class Projector:
 
     def _parts(self) -> Iterator[list[NDArray[Any]]]:
         """The columns `COLUMNS` of filters of one layer at a time, so many at most."""
-        with open_parquet(self._path) as file:
+        with open_parquet(self._file()) as file:
             for batch in file.iter_batches(1 << 17, columns=COLUMNS, use_threads=False):
                 if self._stop.is_set():
                     return

@@ -113,15 +113,18 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(rest)).hexdigest()
 
 
+def as_bytes(manifest: Manifest) -> bytes:
+    """The one form of manifest.json, with a digest of itself."""
+    return _canonical({**manifest, "sha256": _digest(manifest)})
+
+
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write manifest.json, with a digest of itself, atomically."""
-    write_atomic(root / MANIFEST, _canonical({**manifest, "sha256": _digest(manifest)}))
+    """Write manifest.json atomically."""
+    write_atomic(root / MANIFEST, as_bytes(manifest))
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Read and check manifest.json.
-
-    The file must be byte for byte its own canonical form, so that any changed byte shows.
+    """Read and check the manifest.json of a folder, see `parse_manifest`.
 
     Raises:
         UsageError: no release there, or one of a newer schema.
@@ -137,6 +140,23 @@ def read_manifest(root: Path) -> Manifest:
         ) from None
     except OSError as e:
         raise UsageError(f"cannot read {path}: {e.strerror}.") from None
+    return parse_manifest(raw, root)
+
+
+def parse_manifest(raw: bytes, root: object) -> Manifest:
+    """Check the bytes of a manifest.json.
+
+    They must be its own canonical form, so that any changed byte shows.
+
+    Args:
+        raw: the bytes.
+        root: where the release is, for messages.
+
+    Raises:
+        UsageError: one of a newer schema.
+        BuilderError: a damaged manifest.
+    """
+    path = f"{str(root).rstrip('/')}/{MANIFEST}"
     try:
         manifest = json.loads(raw)
     except ValueError:

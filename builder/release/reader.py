@@ -6,20 +6,22 @@ no second, uncompressed copy is made.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder import schema
+from builder import hub, schema, store
 from builder.errors import UsageError
-from builder.release.manifest import Manifest, filter_files, read_manifest
+from builder.files import cache_folder
+from builder.release.manifest import Manifest, filter_files, parse_manifest, read_manifest
 from builder.release.parquet import open_parquet
 
 BATCH_ROWS = 131_072
@@ -48,11 +50,19 @@ class FilterBatch:
 
 @dataclass(frozen=True)
 class Release:
-    """An open release. `fetch` maps a path inside it to a file on this machine."""
+    """An open release.
+
+    Attributes:
+        address: where it is.
+        manifest: what it is made of.
+        fetch: maps a path inside it to a file on this machine.
+        opened: opens a path inside it to read some of it where it is; None for a folder.
+    """
 
     address: str
     manifest: Manifest
     fetch: Callable[[str], Path] = field(repr=False)
+    opened: Callable[[str], IO[bytes]] | None = field(default=None, repr=False)
 
     def table(
         self,
@@ -271,25 +281,64 @@ def _batches(
 
 
 def open_release(release: str | Path, revision: str | None = None) -> Release:
-    """Open a release: a folder, a Hub id "org/name", or "hf://datasets/org/name@v0.1.0".
+    """Open a release: a folder, "hf://datasets/org/name@v0.1.0" or "s3://bucket/prefix".
 
     Args:
-        release: where it is. A folder that exists wins over a Hub id of the same form.
+        release: where it is; a Hub id "org/name", too, unless there is a folder of that name.
         revision: tag, branch or commit on the Hub; name a tag for results that stay the same.
 
     Raises:
         UsageError: not a release, or a revision given for a folder.
-        NetworkError: the Hub cannot be reached, or has no such repository or revision.
+        NetworkError: the Hub or the store cannot be reached, or has no such repository, revision
+            or bucket.
     """
-    from builder import hub
-
+    if isinstance(release, str) and store.is_address(release):
+        if revision is not None:
+            raise UsageError(f"{release} has no revisions; they belong to a Hub id.")
+        return _in_a_bucket(store.Bucket(release))
     if isinstance(release, Path) or not hub.is_address(release):
         if revision is not None:
             raise UsageError(f"{release} is a folder; a revision belongs to a Hub id.")
         manifest = read_manifest(Path(release))
         root = Path(release).absolute()  # pyarrow takes a relative `a:b/c` for a URI
         return Release(str(release), manifest, lambda path: root / path)
-    place = hub.parse(release, revision)
+    return _on_the_hub(hub.parse(release, revision))
+
+
+def _on_the_hub(place: hub.Place) -> Release:
     fetch = hub.fetcher(place)
     manifest = read_manifest(fetch(schema.MANIFEST).parent)
-    return Release(str(place), manifest, fetch)
+
+    def opened(path: str) -> IO[bytes]:
+        if schema.filters_key(path) and not hub.is_cached(place, path):
+            there: IO[bytes] = hub.duckdb_filesystem().open(f"{place}/{path}", "rb")
+            return there
+        return fetch(path).open("rb")
+
+    return Release(str(place), manifest, fetch, opened)
+
+
+def _in_a_bucket(bucket: store.Bucket) -> Release:
+    """What is fetched stays in the cache, in a folder per manifest: it is of this very release,
+    whatever is written to the bucket later."""
+    raw = bucket.read(schema.MANIFEST)
+    if raw is None:
+        raise UsageError(
+            f"{bucket} is not a release: it has no {schema.MANIFEST}.",
+            hint=f"`builder build --out {bucket}` makes one.",
+        )
+    manifest = parse_manifest(raw, bucket)
+    folder = cache_folder() / "releases" / manifest["sha256"]
+    files = manifest["files"]
+
+    def fetch(path: str) -> Path:
+        if not (folder / path).is_file():
+            bucket.fetch(path, folder / path, sha256=files[path]["sha256"])
+        return folder / path
+
+    def opened(path: str) -> IO[bytes]:
+        if schema.filters_key(path) and not (folder / path).is_file():
+            return io.BufferedReader(bucket.open(path, files[path]["bytes"]))
+        return fetch(path).open("rb")
+
+    return Release(str(bucket), manifest, fetch, opened)

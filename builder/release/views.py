@@ -1,4 +1,4 @@
-"""The views of a release, for DuckDB: a folder, or a Hub address at a tag.
+"""The views of a release, for DuckDB: in a folder, on the Hub, or in object storage.
 
 They come from queries/views.sql, the same file a bare duckdb shell reads.
 """
@@ -17,14 +17,11 @@ import duckdb
 from builder import hub, schema
 from builder.errors import BuilderError, NetworkError, UsageError
 from builder.files import project_file, scratch
+from builder.release.listed import listed_files
 from builder.release.manifest import Manifest, filter_files
 from builder.secrets import redact
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from huggingface_hub import HfFileSystem
-
     from builder.release.reader import Release
 
 
@@ -47,8 +44,9 @@ def open_views(
         NetworkError: the Hub does not answer.
     """
     with connect(memory_limit=memory_limit, threads=threads) as con:
-        if release.address.startswith("hf://"):
-            con.register_filesystem(_files_on_the_hub(release))
+        if release.opened is not None:
+            sizes = {path: facts["bytes"] for path, facts in release.manifest["files"].items()}
+            con.register_filesystem(listed_files(release.address, sizes, release.opened))
         create_views(con, release.address, release.manifest)
         yield con
 
@@ -78,28 +76,16 @@ def connect(
             yield con
 
 
-def _files_on_the_hub(release: Release) -> HfFileSystem:
-    """The files of a release on the Hub: filters where they lie, all else in the Hub's cache."""
-    place = hub.parse(release.address)
-    sizes = {path: facts["bytes"] for path, facts in release.manifest["files"].items()}
-
-    def local(path: str) -> Path | None:
-        if schema.filters_key(path) and not hub.is_cached(place, path):
-            return None
-        return release.fetch(path)
-
-    return hub.duckdb_filesystem(place, sizes, local)
-
-
 def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) -> None:
     """Run views.sql on a release; a release without filters gets an empty view of them.
 
     Args:
-        root: folder or hf:// address of the release, without a slash at the end.
+        root: folder, hf:// or s3:// address of the release, without a slash at the end.
         manifest: its manifest, which says whether there are filters.
     """
     has_filters = bool(filter_files(manifest))
-    if not root.startswith("hf://"):
+    away = hub.is_away(root)
+    if not away:
         root = literal(root)
     con.execute("set variable release = ?", [root])
     views = (project_file("queries") / "views.sql").read_text(encoding="utf-8")
@@ -110,16 +96,17 @@ def create_views(con: duckdb.DuckDBPyConnection, root: str, manifest: Manifest) 
         try:
             with explained("the views"):
                 con.execute(statement)
-        except BuilderError:
-            if not ("view filters" in statement.query and root.startswith("hf://")):
+        except BuilderError as e:
+            if not ("view filters" in statement.query and away):
                 raise
-            _say_when_asked(con)
+            _say_when_asked(con, _AWAY if root.startswith("hf://") else f"NetworkError: {e}")
 
 
-def _say_when_asked(con: duckdb.DuckDBPyConnection) -> None:
+def _say_when_asked(con: duckdb.DuckDBPyConnection, why: str) -> None:
     """A view `filters` that fails when it is read: the small tables are there without it."""
     con.register("no_filters", schema.FILTERS.arrow.empty_table())
-    failure = f"error('{_AWAY}')"
+    quoted = why.replace("'", "''")
+    failure = f"error('{quoted}')"
     columns = ", ".join(
         f'{failure}::{kind} as "{name}"'
         for name, kind, *_ in con.execute("describe no_filters").fetchall()
@@ -176,30 +163,37 @@ def explained(name: str) -> Iterator[None]:
     """DuckDB's own words, in the project's kind of error."""
     try:
         yield
-    except duckdb.OutOfMemoryException as e:
-        raise BuilderError(
-            f"{name}: out of memory: {first_line(e)}", hint="try a higher --memory-limit."
-        ) from None
-    except (duckdb.IOException, duckdb.HTTPException) as e:
-        text = redact(first_line(e))
-        if "hf://" in text or "HTTP" in text:
-            raise NetworkError(f"{name}: {text}") from None
-        raise UsageError(
-            f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
-        ) from None
     except duckdb.Error as e:
-        if _AWAY in str(e):
-            raise NetworkError(
-                f"{name}: {_AWAY}.",
-                hint="connect (unset HF_HUB_OFFLINE), or fetch the release once: "
-                "hf download ORG/NAME --repo-type dataset --revision TAG",
-            ) from None
-        raise UsageError(
-            f"{name}: {redact(str(e).strip())}",
-            hint="`builder query 'show tables'` lists the tables of a release."
-            if "Table with name" in str(e)
-            else "",
-        ) from None
+        raise _in_our_words(name, e) from None
+
+
+def _in_our_words(name: str, error: duckdb.Error) -> BuilderError:
+    # What a file system of ours raises arrives inside of DuckDB's error, traceback and all.
+    if ours := re.search(r"NetworkError: (?:the views: )?(.+)", str(error)):
+        return NetworkError(f"{name}: {ours[1]}", hint="run the same command again.")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return BuilderError(
+            f"{name}: out of memory: {first_line(error)}", hint="try a higher --memory-limit."
+        )
+    if isinstance(error, duckdb.IOException | duckdb.HTTPException):
+        text = redact(first_line(error))
+        if "hf://" in text or "HTTP" in text:
+            return NetworkError(f"{name}: {text}")
+        return UsageError(
+            f"{name}: {text}", hint="`builder verify RELEASE` says whether the release is whole."
+        )
+    if _AWAY in str(error):
+        return NetworkError(
+            f"{name}: {_AWAY}.",
+            hint="connect (unset HF_HUB_OFFLINE), or fetch the release once: "
+            "hf download ORG/NAME --repo-type dataset --revision TAG",
+        )
+    return UsageError(
+        f"{name}: {redact(str(error).strip())}",
+        hint="`builder query 'show tables'` lists the tables of a release."
+        if "Table with name" in str(error)
+        else "",
+    )
 
 
 def first_line(error: Exception) -> str:
