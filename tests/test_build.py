@@ -26,12 +26,13 @@ from fileserver import Fault, serve
 from toy_networks import Toy, huge, wide
 
 from builder import schema
-from builder.building import finish, model, workspace
+from builder.building import finish, model
 from builder.building.options import Options
 from builder.building.run import build
 from builder.check.verify import verify
 from builder.cohort.registry import load_cohort
 from builder.errors import BuilderError, UsageError
+from builder.files import Folder
 from builder.metrics.histograms import Projector
 from builder.metrics.layer import METRICS_VERSION
 
@@ -337,23 +338,23 @@ def test_a_fresh_build_killed_while_it_clears_is_never_taken_for_complete(
 ):
     out = tmp_path / "out"
     shutil.copytree(release, out)
-    remove, write = workspace._remove, workspace.write_atomic
+    delete, write = Folder.delete, Folder.write
 
-    def killed_before(path: Path) -> None:
-        if path.name == at:
-            if path.is_dir():  # in the middle of it
-                next(p for p in path.rglob("*") if p.is_file()).unlink()
+    def killed_before(folder: Folder, path: str) -> None:
+        if Path(path).name == at:
+            if (folder.root / path).is_dir():  # in the middle of it
+                next(p for p in (folder.root / path).rglob("*") if p.is_file()).unlink()
             raise Killed
-        remove(path)
+        delete(folder, path)
 
-    def killed_writing(path: Path, data: bytes) -> None:
-        if path.name == at:
+    def killed_writing(folder: Folder, path: str, data: bytes) -> None:
+        if Path(path).name == at:
             raise Killed
-        write(path, data)
+        write(folder, path, data)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(workspace, "_remove", killed_before)
-        patch.setattr(workspace, "write_atomic", killed_writing)
+        patch.setattr(Folder, "delete", killed_before)
+        patch.setattr(Folder, "write", killed_writing)
         build_toy(toy_cohort, out, fresh=True)
     again = build_toy(toy_cohort, out)
     assert again.already_there == (at in ("models", "identity.json", "manifest.json"))

@@ -119,6 +119,7 @@ class Workspace:
         with ThreadPoolExecutor(_AT_ONCE, "send") as pool:
             for _ in in_order(pool, self._send, paths):
                 pass
+        self._still_held()
         self._place.write(MANIFEST, as_bytes(manifest))
 
     def file(self, path: str, facts: FileFacts) -> Path:
@@ -163,10 +164,13 @@ class Workspace:
         return facts if self._place.size(facts["path"]) == facts["file"]["bytes"] else None
 
     def _send(self, path: str, moved: Callable[[int], None] = lambda _: None) -> None:
-        if self._held is not None:
-            self._held.check()
+        self._still_held()
         if self._bucket is not None:
             self._bucket.send(path, self.root / path, moved)
+
+    def _still_held(self) -> None:
+        if self._held is not None:
+            self._held.check()
 
 
 def _longest(model_id: str) -> str:
