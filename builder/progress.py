@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,6 +32,9 @@ WHOLE = ""
 EVERY = 5.0
 """Seconds without a line, in a log, after which a step that goes on has one."""
 
+_REDRAWN = 0.25
+"""Seconds between two looks of a screen."""
+
 BAR = 20
 """Characters of a bar."""
 
@@ -47,11 +51,50 @@ def show(quiet: bool = False, every: float = EVERY) -> Iterator[Report]:
     if quiet:
         yield silent
     elif screen.is_terminal and not screen.is_dumb_terminal:
-        seen = _Screen(screen)
-        with Live(get_renderable=seen.render, console=screen, transient=True):
+        words = _Turns(stderr=True, highlight=False, soft_wrap=True)
+        seen = _Screen(words)
+        live = Live(get_renderable=seen.render, console=words, transient=True, auto_refresh=False)
+        with words.moving(live):
             yield seen
     else:
         yield _Lines(screen, every)
+
+
+class _Turns(Console):
+    """A console on which words and the lines that move below them take turns.
+
+    Rich moves the cursor up by the height that those lines had when a thread began to print;
+    another thread may have drawn fewer meanwhile.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._turn = threading.RLock()
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        with self._turn:
+            super().print(*objects, **how)
+
+    @contextmanager
+    def moving(self, live: Live) -> Iterator[None]:
+        """Show `live` and draw it again and again; gone at the end."""
+        ended = threading.Event()
+
+        def draw() -> None:
+            while not ended.wait(_REDRAWN):
+                with self._turn:
+                    live.refresh()
+
+        drawing = threading.Thread(target=draw, name="progress", daemon=True)
+        live.start()
+        drawing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            drawing.join()
+            with self._turn:
+                live.stop()
 
 
 class _Lines:

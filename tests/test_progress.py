@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
 import select
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from fcntl import ioctl
 from struct import pack
 from termios import TIOCSWINSZ
 
 import pytest
+from rich.live import Live
 
 from builder import progress
 
@@ -143,3 +147,24 @@ def test_a_terminal_that_cannot_move_the_cursor_gets_the_lines_of_a_log():
     code, written = on_a_terminal(code, 2, rows=24, columns=80, TERM="dumb")
     assert code == 0
     assert "\x1b[" not in written and "[12/12] cifar10-robust-A" in written
+
+
+def test_lines_that_move_are_not_drawn_while_a_word_is_on_its_way() -> None:
+    """Else rich moves up by a height that is no longer theirs, over what was printed before."""
+    drawn = threading.Event()
+
+    class Slow:
+        def __rich_console__(self, *_: object) -> Iterator[str]:
+            drawn.clear()
+            assert not drawn.wait(1)
+            yield "word"
+
+    def draw() -> str:
+        drawn.set()
+        return "moving"
+
+    screen = progress._Turns(file=io.StringIO(), force_terminal=True)
+    with screen.moving(Live(get_renderable=draw, console=screen, auto_refresh=False)):
+        assert drawn.wait(10)
+        screen.print(Slow())
+        assert drawn.wait(10)
