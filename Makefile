@@ -10,7 +10,8 @@ build: .venv/.installed  ## The embedded default: build out/mini from real weigh
 	$(BIN)/builder report out/mini -o out/mini.html
 
 test: .venv/.dev  ## The fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not s3 and not spark"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
+	  -m "not slow and not gpu and not ray and not s3 and not spark"
 
 test-all: .venv/.scale .venv/.moto  ## Every test this machine can run
 	$(BIN)/python -m pytest

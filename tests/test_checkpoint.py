@@ -841,6 +841,7 @@ def peak_of_a_build(folder: Path, files: list[str], network: str = "Toy") -> tup
     return int(peak), said
 
 
+@pytest.mark.slow
 def test_a_file_of_10_gb_that_is_no_checkpoint_took_hundreds_of_megabytes(tmp_path: Path) -> None:
     beginnings = {kind: data[:600] for kind, (data, *_) in FOREIGN.items() if kind != "tensorflow"}
     beginnings |= {

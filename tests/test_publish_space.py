@@ -69,6 +69,7 @@ def test_the_page_follows_the_tag_and_points_at_it(hub: Hub, client: HubClient, 
     assert str(root) not in page and "hf_writer" not in page
 
 
+@pytest.mark.slow
 def test_the_same_again_sends_nothing_and_makes_the_same_page(
     hub: Hub, client: HubClient, root: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_space_without_the_option_is_not_touched(hub: Hub, client: HubClient, 
     assert done["space"] is None and set(hub.repos) == {ID}
 
 
+@pytest.mark.slow
 def test_a_new_version_replaces_the_page_and_an_old_one_does_not(
     hub: Hub, client: HubClient, root: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_the_page_of_another_data_set_is_refused(hub: Hub, client: HubClient, ro
     refused(hub, client, root, "that no publication of lens/filters made")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["private", "gated"])
 def test_what_only_some_may_read_is_not_shown_to_all(
     hub: Hub, client: HubClient, root: Path, how: str
@@ -255,6 +258,7 @@ def test_interrupted_at_every_request_a_rerun_completes(
         interrupt(hub, client, root, Fault(nth=k, **KINDS[kind]))
 
 
+@pytest.mark.slow
 def test_interrupted_while_the_page_is_made_a_rerun_completes(
     hub: Hub, client: HubClient, root: Path
 ) -> None:

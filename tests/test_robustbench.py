@@ -93,6 +93,7 @@ def test_the_papers_models_give_the_same_filters_under_seeded_weights(tmp_path: 
     assert hashes[0] == hashes[1] and len(hashes[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_pair_runs_the_same_graph_whatever_its_names():
     plan = make_plan(COHORT.select("imagenet-*,cifar100-*"), lambda *progress: None)
     assert not plan.failures

@@ -146,7 +146,8 @@ Models = Annotated[
     typer.Option("--models", help="Only models whose model_id matches; commas separate patterns."),
 ]
 ReleaseOption = Annotated[
-    str, typer.Option("--release", help="A folder, hf://datasets/org/name@tag or s3://….")
+    str,
+    typer.Option("--release", help="A folder, hf://datasets/org/name@tag or s3://bucket/prefix."),
 ]
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="DuckDB's memory, e.g. 4GB.")
