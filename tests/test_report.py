@@ -268,6 +268,14 @@ def test_findings_of_ours_are_marked_and_the_paper_is_not_named_as_theirs(
         assert f"{label}{query.finding}" in text, query.name
 
 
+def test_a_finding_of_ours_that_a_page_opens_with_is_marked(reference: Path) -> None:
+    opening = re.search(r'<ul class="headlines".*?</ul>', page.render(str(reference)), re.S)
+    assert opening is not None
+    for item in opening[0].split("<li>")[1:]:
+        query = catalog.load(item.split("#finding-")[1].split('"')[0])
+        assert ("ours, not the paper's" in item) == (query.origin == "ours")
+
+
 def test_a_page_opens_with_findings_that_it_can_tell(
     world_page: tuple[dict[str, Any], Scripts],
 ) -> None:

@@ -81,7 +81,8 @@ class Visit:
 
     def draw_all(self) -> None:
         for figure in self.page.query_selector_all("figure"):
-            figure.scroll_into_view_if_needed()
+            # Not scroll_into_view_if_needed: it waits until figures that are drawn stop moving it.
+            figure.evaluate("f => f.scrollIntoView()")
             self.page.wait_for_function("f => f.dataset.drawn", arg=figure)
 
     def values(self, figure: str) -> list[dict[str, str]]:
@@ -243,6 +244,30 @@ def test_the_table_of_models_sorts_filters_searches_and_chooses_columns(visit: A
     )
 
 
+def test_the_table_of_models_fits_a_screen_and_cuts_no_name(visit: Any) -> None:
+    page = visit("reference", viewport={"width": 1280, "height": 900}).page
+    page.wait_for_selector("#model-table[data-ready=yes]", state="attached")
+    cut = "all => all.filter(t => t.scrollWidth > t.clientWidth).map(t => t.innerText)"
+    assert page.eval_on_selector_all(":has(> #model-table)", cut) == []
+    for screen in (1280, 360):
+        page.set_viewport_size({"width": screen, "height": 900})
+        assert page.eval_on_selector_all("#model-table td:first-child", cut) == []
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_choice_of_columns_is_not_cut_off_below_a_short_table(visit: Any, width: int) -> None:
+    page = visit("world", viewport={"width": width, "height": 900}).page
+    page.wait_for_selector("#model-table[data-ready=yes]", state="attached")
+    page.locator("#models button:has-text('Columns')").press("Enter")
+    menu = page.wait_for_selector(".dt-button-collection")
+    menu.evaluate("m => m.scrollIntoView({ block: 'center' })")
+    at = """(m, [x, y]) => { const box = m.getBoundingClientRect();
+      return m.contains(document.elementFromPoint(box.left + x * (box.width - 1),
+        box.top + y * (box.height - 1))); }"""
+    for corner in ((0.05, 0.02), (0.95, 0.02), (0.05, 0.98), (0.95, 0.98)):
+        assert menu.evaluate(at, corner), corner
+
+
 @pytest.mark.parametrize("form", ["csv", "svg", "png"])
 @pytest.mark.parametrize("figure", ["explained", "first-chosen", "histograms-cifar10"])
 def test_a_figure_is_saved_as(visit: Any, tmp_path: Path, figure: str, form: str) -> None:
@@ -299,6 +324,15 @@ def test_a_page_fits_a_phone(visit: Any, name: str) -> None:
     opened.draw_all()
     wide, screen = opened.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert (wide, screen) == (360, 360)
+    hint, room = opened.page.eval_on_selector(
+        ".follow input",
+        """i => { const pen = document.createElement("canvas").getContext("2d");
+          const style = getComputedStyle(i);
+          pen.font = style.font;
+          const padding = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+          return [pen.measureText(i.placeholder).width, i.clientWidth - padding]; }""",
+    )
+    assert hint <= room, "the hint of the search is cut off"
     assert opened.errors == []
 
 
@@ -308,6 +342,8 @@ def test_the_page_is_dark_where_the_reader_prefers_it(visit: Any) -> None:
     opened.page.wait_for_selector("#depth-sparsity-cifar10 svg")
     ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(22, 23, 26)"
+    table = "getComputedStyle(document.querySelector('#models .dt-container')).backgroundColor"
+    assert opened.page.evaluate(table) == ground
     assert "#56B4E9" in opened.page.inner_html("#depth-sparsity-cifar10 .chart")
 
 

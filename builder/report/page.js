@@ -408,7 +408,7 @@
     variance_entropy: "variance entropy", dataset: "data set" };
   const SHOWN = new Set(["model_id", "architecture", "clean_acc", "autoattack_acc", "sparsity",
     "variance_entropy", "orthogonality", "n_layers", "n_filters", "same_filters_as", "paper_url",
-    "source_url", "partner"]);
+    "source_url"]);
   const NARROW = new Set(["paper_url", "source_url", "partner", "same_filters_as"]);
   const DIGITS = [[/_acc$/, 2], [/^(sparsity|variance_entropy|orthogonality)/, 4]];
   const link = (text) => /^https?:\/\//i.test(text);
@@ -444,7 +444,7 @@
         title: (TITLES[c] || c).replaceAll("_", " "),
         visible: SHOWN.has(c) && list.some((r) => r[c] !== null),
         type: list.some((r) => typeof r[c] === "number") ? "num" : "string",
-        className: NARROW.has(c) ? "narrow" : "",
+        className: c === "model_id" ? "whole" : NARROW.has(c) ? "narrow" : "",
         render: (value, type) => (type === "display" ? cellOf(c, value) : value ?? ""),
       })),
       deferRender: true,
