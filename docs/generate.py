@@ -173,8 +173,7 @@ def finding() -> str:
 
 
 QUESTION = """\
-select robust, count(*) as models, sum(n_filters)::bigint as filters,
-       round(100 * sum(n_sparse) / sum(n_filters), 1) as sparse_percent
+select robust, count(*) as models, sum(n_sparse) / sum(n_filters) as sparse
 from models group by robust order by robust"""
 
 
