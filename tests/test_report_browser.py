@@ -159,6 +159,30 @@ def test_trained_weights_bring_other_numbers(visit: Any) -> None:
     assert not opened.page.is_visible("#explained [data-view=folded]")
 
 
+def test_a_figure_shows_what_was_chosen_while_it_was_drawn(visit: Any) -> None:
+    figure = "#depth-variance_entropy-cifar10"
+    hold = """() => { const embed = vegaEmbed; let free;
+      const freed = new Promise(go => { free = go; });
+      window.vegaEmbed = (...all) => { window.held = true; return freed.then(() => embed(...all)); };
+      window.free = free; }"""
+    marks = "all => all.map(m => m.getAttribute('aria-label'))"
+    seen = []
+    for held in (True, False):
+        page = visit("world").page
+        if held:
+            page.evaluate(hold)
+        else:
+            page.check("input[name=weights][value=trained]")
+        page.eval_on_selector(figure, "f => f.scrollIntoView()")
+        if held:
+            page.wait_for_function("window.held")
+            page.check("input[name=weights][value=trained]")
+            page.evaluate("window.free()")
+        page.wait_for_selector(f"{figure}[data-drawn] svg")
+        seen.append(page.eval_on_selector_all(f"{figure} svg [aria-label]", marks))
+    assert seen[0] == seen[1] != []
+
+
 def test_a_model_is_followed_through_all_figures(visit: Any) -> None:
     opened = visit("world")
     opened.draw_all()

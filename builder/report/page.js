@@ -220,8 +220,10 @@
       legend: { orient: beside ? "right" : "top" } };
   }
 
+  const chosen = () => JSON.stringify([state, dark()]);
   async function draw(id) {
     const figure = figures.get(id);
+    const before = chosen();
     const holder = document.getElementById(id);
     const chart = one(".chart", holder);
     let n = 0;
@@ -241,6 +243,10 @@
       if (n) {
         const made = await vegaEmbed(chart, spec, { actions: false, renderer: "svg", config: theme(),
           logLevel: 1 }); // errors: an empty layer is no news
+        if (chosen() !== before) { // something else was chosen while this was drawn
+          made.view.finalize();
+          return draw(id);
+        }
         live.set(id, made.view);
         for (const g of all("g[role=graphics-symbol]:not([aria-label])", chart)) {
           if (g.children.length) continue;
