@@ -163,7 +163,8 @@ def test_a_figure_shows_what_was_chosen_while_it_was_drawn(visit: Any) -> None:
     figure = "#depth-variance_entropy-cifar10"
     hold = """() => { const embed = vegaEmbed; let free;
       const freed = new Promise(go => { free = go; });
-      window.vegaEmbed = (...all) => { window.held = true; return freed.then(() => embed(...all)); };
+      window.vegaEmbed = (...all) => { window.held = true;
+        return freed.then(() => embed(...all)); };
       window.free = free; }"""
     marks = "all => all.map(m => m.getAttribute('aria-label'))"
     seen = []
