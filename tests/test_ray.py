@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,22 @@ def test_a_build_that_loses_a_node_in_the_middle_has_the_bytes_of_a_local_build(
     def at_work_on_the_second() -> bool:
         assert driver.poll() is None, driver.communicate()[1]
         there.clear()
-        there.update(workers_of(cluster.second) & half_done(log))
-        return finished(out) >= 3 and bool(there)
+        if finished(out) < 3:
+            return False
+        for pid in workers_of(cluster.second) & half_done(log):
+            os.kill(int(pid), signal.SIGSTOP)  # so that it does not end before it is lost
+            there.add(pid)
+            if pid not in half_done(log):  # it just did
+                os.kill(int(pid), signal.SIGCONT)
+                there.remove(pid)
+        return bool(there)
 
     wait_until(at_work_on_the_second)
     assert finished(out) <= N - 3
     cluster.remove_node(cluster.second, allow_graceful=False)
+    for pid in there:
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
     _, said = driver.communicate(timeout=240)
     assert driver.returncode == 0, said
     assert there & half_done(log), "nobody was killed at work"
